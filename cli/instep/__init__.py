@@ -1,0 +1,1 @@
+"""The one command of Instep; it finds its verbs through entry points."""

@@ -1,0 +1,1 @@
+"""The collector: takes frames in, keeps them, and runs the detectors over them."""

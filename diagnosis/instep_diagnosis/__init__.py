@@ -1,0 +1,1 @@
+"""Pure diagnosis: facts in, findings with reasons out."""

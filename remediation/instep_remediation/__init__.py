@@ -1,0 +1,1 @@
+"""Remediation: from an incident to a plan, and from a plan to guarded actions."""

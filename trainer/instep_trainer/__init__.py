@@ -1,0 +1,1 @@
+"""The fault-tolerant launcher, recorder and bundled trainer."""
