@@ -1,7 +1,8 @@
 """Messages between rank records, agents, supervisors and the server: the one wire vocabulary.
 
-Readers ignore unknown fields, so that versions can roll; a field added later has a default. Ages and durations are measured
-where the thing happened, in seconds; nobody subtracts its own clock from another node's (docs/reference/wire.md).
+Readers ignore unknown fields, so that versions can roll; a field added later has a default. Ages and durations are
+measured where the thing happened, in seconds; nobody subtracts its own clock from another node's
+(docs/reference/wire.md).
 """
 
 from __future__ import annotations
@@ -101,6 +102,8 @@ class RankReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     micro_step: int = 0
     phase: str = "unknown"
     """A value of `rank_record.Phase`."""
+    phase_age_seconds: float | None = None
+    """Since that phase began, at the moment the record was read."""
     heartbeat_age_seconds: float = 0.0
     """Since the rank last wrote its heartbeat: a phase change, a finished micro-step or step, or a collective."""
     process_state: str = "unknown"
@@ -196,7 +199,7 @@ class ThreadStack(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RankDump(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Evidence taken on order from one rank: record, stacks, flight recorder. What could not be had is said in `missing`."""
+    """Evidence taken on order from one rank; what could not be had is said in `missing`."""
 
     report: RankReport
     stacks: tuple[ThreadStack, ...] = ()

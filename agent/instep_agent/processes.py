@@ -1,0 +1,60 @@
+"""What the kernel says about a process, told apart from a later process with the same number."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_STATES = {"R": "running", "S": "sleeping", "I": "sleeping", "T": "stopped", "t": "stopped", "D": "uninterruptible",
+           "Z": "zombie", "X": "gone", "x": "gone"}
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessLook:
+    """One look at a process: its state as in `wire.RankReport.process_state`, and its CPU seconds where known."""
+
+    state: str
+    cpu_seconds: float | None = None
+
+
+def look_at(pid: int, started_ticks: int, *, namespace: int = 0, proc: Path = PROC) -> ProcessLook:
+    """Give the state of process `pid` that started at `started_ticks`; `gone` also when the number is another's by now.
+
+    A pid counts in the pid namespace it was taken in; seen from another one it says nothing, so the state is `unknown`.
+    """
+    if namespace and namespace != pid_namespace(proc):
+        return ProcessLook("unknown")
+    try:
+        fields = _stat_fields(pid, proc)
+        if int(fields[19]) != started_ticks:
+            return ProcessLook("gone")
+        return ProcessLook(_STATES.get(fields[0], "unknown"), (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND)
+    except (FileNotFoundError, ProcessLookupError):
+        return ProcessLook("gone")
+    except (OSError, ValueError, IndexError):
+        return ProcessLook("unknown")
+
+
+def start_ticks(pid: int, proc: Path = PROC) -> int:
+    """Give when a process started, in clock ticks since boot; 0 where it cannot be read."""
+    try:
+        return int(_stat_fields(pid, proc)[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def pid_namespace(proc: Path = PROC) -> int:
+    """Give the inode number of the reader's own pid namespace; 0 where it cannot be read."""
+    try:
+        return (proc / "self/ns/pid").stat().st_ino
+    except OSError:
+        return 0
+
+
+def _stat_fields(pid: int, proc: Path) -> list[str]:
+    """Give the fields of `stat` from the state on: the name before it may itself contain blanks and brackets."""
+    text = (proc / str(pid) / "stat").read_text(errors="replace")
+    return text[text.rindex(")") + 2:].split()
