@@ -23,6 +23,10 @@ class RankState:
     """The supervisor was asked for evidence about this rank and looked."""
     exit_code: int | None = None
     """Set when the rank's process ended; negative numbers are signals."""
+    exit_age_seconds: float | None = None
+    """Since its exit was noticed, where that is known."""
+    missing: tuple[str, ...] = ()
+    """One sentence for each piece of evidence that was asked for and could not be had."""
 
     @property
     def rank(self) -> int:
@@ -54,6 +58,8 @@ class NodeFact:
     """UUID of the GPU it names, where it names one that the node has."""
     gpu_index: int | None = None
     is_drill: bool = False
+    boot_id: str = ""
+    """Boot of the node in which it happened, where it is known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,16 @@ class Certainty(StrEnum):
     CONFIRMED = "confirmed"
 
 
+class StuckAt(StrEnum):
+    """On which side of the launch a hang sits."""
+
+    HOST = "host"
+    """A process does not call the collective that its peers wait in."""
+    DEVICE = "device"
+    """Every process called it, and it does not complete: the device or the network."""
+    UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True, slots=True)
 class Suspect:
     """One rank or node that is blamed, and how surely."""
@@ -120,6 +130,16 @@ class Verdict:
     is_node_at_fault: bool = False
     """There is evidence against the node itself, so a restart had better leave it out."""
     is_drill: bool = False
+    cause: Cause = Cause.UNKNOWN
+    """Of the finding as a whole; known even when nobody is blamed (all entered, none completed)."""
+    stuck_at: StuckAt = StuckAt.UNKNOWN
+    """For a hang: host or device."""
+    is_ongoing: bool = True
+    """False for a straggler that has recovered; such a verdict ends a finding and never opens one."""
+    fault_class: str = ""
+    """Of a fault of a device, such as `xid-79`; with node, GPU and boot id it identifies the fault."""
+    boot_id: str = ""
+    """Boot of the node in which the fault was seen, where it is known."""
 
     @property
     def confidence(self) -> float:

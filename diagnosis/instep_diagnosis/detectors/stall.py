@@ -1,0 +1,227 @@
+"""Has a job stopped? No progress relative to its own step times, with positive evidence or as a mere suspicion.
+
+A stall is a question for more evidence; who is to blame, and why, is `detectors.hang`'s business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from instep_diagnosis.detectors.waits import Wait, WaitGraph, wait_graph
+from instep_diagnosis.evidence import JobState, RankState
+from instep_diagnosis.settings import HangSettings
+from instep_diagnosis.verdict import Certainty
+
+__all__ = ["HangSettings", "Stall", "StallReason", "detect_stall", "stall_patience_seconds"]
+
+FROZEN_STATES = frozenset({"stopped", "zombie", "gone"})
+"""States in which a process cannot go on by itself."""
+_WORKING_PHASES = frozenset({"forward", "backward", "optimizer", "user", "wait"})
+"""Phases in which a rank has no business to stay: none of them is benign when peers wait far beyond the step times."""
+
+
+class StallReason(StrEnum):
+    """On what a stall rests."""
+
+    FROZEN = "frozen"
+    """Somebody waits for a process that is stopped, dead or uninterruptible."""
+    WORKING = "working"
+    """Somebody waits far beyond the step times for a rank that sits in a phase known not to be benign."""
+    DEADLOCK = "deadlock"
+    """Ranks wait for one another in a circle."""
+    SYMMETRIC = "symmetric"
+    """Every member entered a collective and it does not complete."""
+    UNKNOWN_PHASE = "unknown-phase"
+    BENIGN_PHASE = "benign-phase"
+    """Far beyond even the patience for start, compile, data, checkpoint or evaluation."""
+    UNKNOWN_RANK = "unknown-rank"
+    """Those waited for are ranks that nothing fresh is known of: ask for evidence, accuse nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """A job that makes no progress."""
+
+    job: str
+    run: str
+    attempt: int
+    certainty: Certainty
+    reason: StallReason
+    suspects: tuple[int, ...]
+    """Ranks that keep the others waiting; empty for a circle, a symmetric stall and unknown ranks."""
+    waiting: tuple[int, ...]
+    unknown: tuple[int, ...]
+    """Ranks to ask for evidence because nothing fresh is known of them."""
+    waited_seconds: float
+    """How long the longest waiting rank has been seen to wait."""
+    patience_seconds: float
+    """What the wait was compared with."""
+    step: int
+    """Steps finished by the slowest known rank."""
+    onset_age_seconds: float
+    """Since the first sign: before the moment of evaluation."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    reason: StallReason
+    certainty: Certainty
+    rank: int | None
+    waits: tuple[Wait, ...]
+    waited_seconds: float
+    patience_seconds: float
+
+
+def detect_stall(job: JobState, settings: HangSettings) -> Stall | None:
+    """The stall of a job, or None while it makes progress, pauses for a benign reason, or nobody waits.
+
+    Waits and heartbeats count only up to the moment each report was read, so a late report never looks like a long wait.
+    """
+    graph = wait_graph(job, report_age_seconds_max=settings.report_age_seconds_max)
+    states = {state.rank: state for state in job.ranks if state.rank in graph.known}
+    findings = [
+        finding for rank, waits in graph.roots().items() if (finding := _root(job, states[rank], waits, settings))
+    ]
+    findings += _unheard(job, graph, settings)
+    findings += _alone(job, states, graph, settings)
+    if not findings:
+        findings = _mutual(job, graph, settings)
+    confirmed = [finding for finding in findings if finding.certainty is Certainty.CONFIRMED]
+    return _stall(job, graph, confirmed or findings) if findings else None
+
+
+def stall_patience_seconds(job: JobState, settings: HangSettings) -> float:
+    """How long peers may wait before it is a stall; infinite while too few steps are finished to know.
+
+    The largest of the floor, `stall_step_factor` medians and `stall_p95_factor` 95th percentiles of the job's own steps.
+    """
+    if len(job.step_seconds) < settings.finished_steps_min:
+        return float("inf")
+    median, p95 = np.quantile(np.asarray(job.step_seconds), [0.5, 0.95])
+    factors = (settings.stall_step_factor * median, settings.stall_p95_factor * p95)
+    return float(max(settings.stall_floor_seconds, *factors))
+
+
+def _frozen_patience_seconds(job: JobState, settings: HangSettings) -> float:
+    if len(job.step_seconds) < settings.finished_steps_min:
+        return max(settings.stopped_seconds, settings.stall_floor_seconds)
+    median = float(np.median(np.asarray(job.step_seconds)))
+    return max(settings.stopped_seconds, settings.stopped_step_factor * median)
+
+
+def _root(job: JobState, state: RankState, waits: tuple[Wait, ...], settings: HangSettings) -> _Finding | None:
+    """Judge one rank that others wait for."""
+    waited = max(wait.age_seconds for wait in waits)
+    idle = _idle_seconds(state)
+    for reason, certainty, patience in _claims(job, state, settings):
+        # Both must hold: somebody waits, and the rank itself has shown no sign of life for as long.
+        if waited >= patience and idle >= patience:
+            return _Finding(reason, certainty, state.rank, waits, waited, patience)
+    return None
+
+
+def _claims(job: JobState, state: RankState, settings: HangSettings) -> list[tuple[StallReason, Certainty, float]]:
+    """What may be claimed of a rank, and after how long; the strongest first."""
+    patience = stall_patience_seconds(job, settings)
+    phase = state.report.phase
+    benign = settings.benign_patience_seconds.get(phase)
+    if is_frozen(state):
+        return [(StallReason.FROZEN, Certainty.CONFIRMED, _frozen_patience_seconds(job, settings))]
+    if benign is not None:
+        return [(StallReason.BENIGN_PHASE, Certainty.SUSPECT, max(benign, settings.stall_floor_seconds))]
+    if state.report.process_state == "uninterruptible":
+        # One sample in D state is common (a page from disk), so it must last twice as long as a stop.
+        return [(StallReason.FROZEN, Certainty.CONFIRMED, 2 * _frozen_patience_seconds(job, settings))]
+    if phase in _WORKING_PHASES or (phase == "between" and state.report.is_annotated):
+        return [(StallReason.WORKING, Certainty.CONFIRMED, patience)]
+    confirmed = max(patience, settings.unknown_phase_patience_seconds)
+    return [
+        (StallReason.UNKNOWN_PHASE, Certainty.CONFIRMED, confirmed),
+        (StallReason.UNKNOWN_PHASE, Certainty.SUSPECT, patience),
+    ]
+
+
+def is_frozen(state: RankState) -> bool:
+    """Whether a rank's process has ended or cannot go on by itself."""
+    return state.exit_code is not None or state.report.process_state in FROZEN_STATES
+
+
+def _unheard(job: JobState, graph: WaitGraph, settings: HangSettings) -> list[_Finding]:
+    """Long waits for ranks that nothing is known of: a reason to ask, never to accuse."""
+    patience = stall_patience_seconds(job, settings)
+    waits = [wait for wait in graph.waits if wait.unknown and not wait.targets and wait.age_seconds >= patience]
+    if not waits or graph.roots():
+        return []
+    waited = max(wait.age_seconds for wait in waits)
+    return [_Finding(StallReason.UNKNOWN_RANK, Certainty.SUSPECT, None, tuple(waits), waited, patience)]
+
+
+def _alone(
+    job: JobState, states: dict[int, RankState], graph: WaitGraph, settings: HangSettings
+) -> list[_Finding]:
+    """Stopped processes that nobody is seen to wait for: peers may wait where it cannot be observed."""
+    patience = stall_patience_seconds(job, settings)
+    found = []
+    for rank, state in states.items():
+        is_stopped = state.report.process_state == "stopped" and state.exit_code is None
+        if is_stopped and rank not in graph.roots() and _idle_seconds(state) >= patience:
+            idle = _idle_seconds(state)
+            found.append(_Finding(StallReason.FROZEN, Certainty.CONFIRMED, rank, (), idle, patience))
+    return found
+
+
+def _mutual(job: JobState, graph: WaitGraph, settings: HangSettings) -> list[_Finding]:
+    """A circle of waits, or a collective that everybody entered and that does not complete."""
+    patience = stall_patience_seconds(job, settings)
+    if graph.waiting and not graph.roots():
+        circle = tuple(wait for wait in graph.waits if wait.targets)
+        if min(wait.age_seconds for wait in circle) >= patience:
+            waited = max(wait.age_seconds for wait in circle)
+            return [_Finding(StallReason.DEADLOCK, Certainty.CONFIRMED, None, circle, waited, patience)]
+    if graph.waiting:
+        return []
+    waits = tuple(wait for wait in graph.complete() if wait.age_seconds >= patience)
+    full = tuple(wait for wait in waits if _all_wait(wait, waits))
+    if full:
+        waited = max(wait.age_seconds for wait in full)
+        return [_Finding(StallReason.SYMMETRIC, Certainty.CONFIRMED, None, full, waited, patience)]
+    return []
+
+
+def _all_wait(wait: Wait, waits: tuple[Wait, ...]) -> bool:
+    """Whether every member of a wait's group sits in the same collective for as long."""
+    together = {other.rank for other in waits if other.group.key == wait.group.key}
+    size = max(wait.group.size, len(wait.group.members or ()), 2)
+    return len(together) >= size
+
+
+def _idle_seconds(state: RankState) -> float:
+    """Time without a sign of life, up to the moment the report was read; for ever once the process has ended."""
+    if state.exit_code is not None:
+        return float("inf")
+    return max(0.0, state.report.heartbeat_age_seconds - state.report_age_seconds)
+
+
+def _stall(job: JobState, graph: WaitGraph, findings: list[_Finding]) -> Stall:
+    worst = max(findings, key=lambda finding: finding.waited_seconds)
+    waits = [wait for finding in findings for wait in finding.waits]
+    known = [state for state in job.ranks if state.rank in graph.known]
+    ages = {state.rank: state.report_age_seconds for state in job.ranks}
+    onset = max((wait.age_seconds + ages[wait.rank] for wait in waits), default=worst.waited_seconds)
+    return Stall(
+        job=job.job,
+        run=job.run,
+        attempt=job.attempt,
+        certainty=worst.certainty,
+        reason=worst.reason,
+        suspects=tuple(sorted({finding.rank for finding in findings if finding.rank is not None})),
+        waiting=tuple(sorted({wait.rank for wait in waits})),
+        unknown=tuple(sorted(set(range(job.world_size)) - graph.known)),
+        waited_seconds=worst.waited_seconds,
+        patience_seconds=worst.patience_seconds,
+        step=min((state.report.step for state in known), default=0),
+        onset_age_seconds=onset,
+    )
