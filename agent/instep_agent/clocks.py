@@ -29,5 +29,9 @@ def _one_reading(proc: Path) -> ClockAnchor:
     before = time.monotonic_ns()
     realtime_ns = time.time_ns()
     after = time.monotonic_ns()
-    return ClockAnchor(boot_id=boot_id(proc), monotonic_ns=(before + after) // 2, realtime_ns=realtime_ns,
-                       uncertainty_ns=after - before)
+    return ClockAnchor(
+        boot_id=boot_id(proc),
+        monotonic_ns=(before + after) // 2,
+        realtime_ns=realtime_ns,
+        uncertainty_ns=after - before,
+    )

@@ -1,20 +1,20 @@
 """Everything the agent's part can raise, in one tree.
 
-    AgentError
-    ├── RankRecordError
-    │   ├── RecordTaken            another writer has claimed this rank's record
-    │   ├── RecordNoRoom           the shared-memory folder has no room for it (a retry helps once there is room)
-    │   ├── RecordInvalid          a file that is not a sound record; also one still being created (a retry may help)
-    │   │   └── RecordVersionUnknown   written by another major version
-    │   └── RecordStale            written before this machine's last boot: its times mean nothing now
-    ├── Absent                     the node has no such hardware: neither a failure nor a finding
-    ├── SourceFailed               a source could not look (a retry may help)
-    ├── StacksUnavailable          the stacks of a process could not be taken
-    ├── ConfigurationInvalid       a file or option is wrong; the agent does not start
-    └── UplinkError
-        ├── ServerUnreachable      no answer, or one that asks to come again (a retry helps)
-        ├── TokenRefused           401: the token is wrong
-        └── FrameRefused           the server will never take this frame
+AgentError
+├── RankRecordError
+│   ├── RecordTaken            another writer has claimed this rank's record
+│   ├── RecordNoRoom           the shared-memory folder has no room for it (a retry helps once there is room)
+│   ├── RecordInvalid          a file that is not a sound record; also one still being created (a retry may help)
+│   │   └── RecordVersionUnknown   written by another major version
+│   └── RecordStale            written before this machine's last boot: its times mean nothing now
+├── Absent                     the node has no such hardware: neither a failure nor a finding
+├── SourceFailed               a source could not look (a retry may help)
+├── StacksUnavailable          the stacks of a process could not be taken
+├── ConfigurationInvalid       a file or option is wrong; the agent does not start
+└── UplinkError
+    ├── ServerUnreachable      no answer, or one that asks to come again (a retry helps)
+    ├── TokenRefused           401: the token is wrong
+    └── FrameRefused           the server will never take this frame
 """
 
 from __future__ import annotations

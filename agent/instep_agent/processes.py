@@ -6,8 +6,17 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-_STATES = {"R": "running", "S": "sleeping", "I": "sleeping", "T": "stopped", "t": "stopped", "D": "uninterruptible",
-           "Z": "zombie", "X": "gone", "x": "gone"}
+_STATES = {
+    "R": "running",
+    "S": "sleeping",
+    "I": "sleeping",
+    "T": "stopped",
+    "t": "stopped",
+    "D": "uninterruptible",
+    "Z": "zombie",
+    "X": "gone",
+    "x": "gone",
+}
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 PROC = Path("/proc")
 
@@ -57,4 +66,4 @@ def pid_namespace(proc: Path = PROC) -> int:
 def _stat_fields(pid: int, proc: Path) -> list[str]:
     """Give the fields of `stat` from the state on: the name before it may itself contain blanks and brackets."""
     text = (proc / str(pid) / "stat").read_text(errors="replace")
-    return text[text.rindex(")") + 2:].split()
+    return text[text.rindex(")") + 2 :].split()

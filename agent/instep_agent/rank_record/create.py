@@ -23,8 +23,10 @@ def record_path(root: Path, *, node: str, run: str, attempt: int, rank: int) -> 
     """
     for what, name in (("node", node), ("run", run)):
         if not name or name.startswith(".") or "/" in name or "\0" in name or len(name.encode()) > 255:
-            raise ValueError(f"The {what} name {name!r} cannot name a folder: use letters, digits, '-', '_' and '.', "
-                             "not starting with '.'.")
+            raise ValueError(
+                f"The {what} name {name!r} cannot name a folder: use letters, digits, '-', '_' and '.', "
+                "not starting with '.'."
+            )
     return root / node / run / str(attempt) / str(rank)
 
 
@@ -41,7 +43,7 @@ def create_file(root: Path, identity: RankIdentity, regions: layout.Regions) -> 
         raise
     finally:
         os.close(descriptor)
-    store[:layout.HEADER_BYTES] = _header(regions, size)
+    store[: layout.HEADER_BYTES] = _header(regions, size)
     return path, store
 
 
@@ -50,13 +52,17 @@ def _claim(path: Path, identity: RankIdentity) -> int:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
-        raise RecordTaken(f"Rank {identity.rank} of run {identity.run} attempt {identity.attempt} already has a record "
-                          f"at {path}: a second writer was started, or an attempt number was used twice.") from error
+        raise RecordTaken(
+            f"Rank {identity.rank} of run {identity.run} attempt {identity.attempt} already has a record "
+            f"at {path}: a second writer was started, or an attempt number was used twice."
+        ) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _no_room(path, 0) from error
-        raise RankRecordError(f"Cannot create the rank record {path} ({_reason(error)}): make its folder writable for "
-                              "the user who runs the job.") from error
+        raise RankRecordError(
+            f"Cannot create the rank record {path} ({_reason(error)}): make its folder writable for "
+            "the user who runs the job."
+        ) from error
 
 
 def _reserve(descriptor: int, path: Path, size: int) -> None:
@@ -66,13 +72,16 @@ def _reserve(descriptor: int, path: Path, size: int) -> None:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise _no_room(path, size) from error
-        raise RankRecordError(f"Cannot reserve {size} bytes for the rank record {path} ({_reason(error)}): use a tmpfs "
-                              "such as /dev/shm.") from error
+        raise RankRecordError(
+            f"Cannot reserve {size} bytes for the rank record {path} ({_reason(error)}): use a tmpfs such as /dev/shm."
+        ) from error
 
 
 def _no_room(path: Path, size: int) -> RecordNoRoom:
-    return RecordNoRoom(f"There is no room for the rank record {path} ({size} bytes): enlarge that tmpfs, "
-                        "or remove records of finished runs from it.")
+    return RecordNoRoom(
+        f"There is no room for the rank record {path} ({size} bytes): enlarge that tmpfs, "
+        "or remove records of finished runs from it."
+    )
 
 
 def _reason(error: OSError) -> str:
@@ -85,9 +94,21 @@ def _header(regions: layout.Regions, size: int) -> bytes:
     for region in regions.in_order():
         fields += (region.offset, region.slots, region.slot_bytes)
     body = layout.HEADER.pack(
-        layout.MAGIC, layout.MAJOR, layout.MINOR, layout.HEADER_BYTES, size, os.getpid(), start_ticks(os.getpid()),
-        pid_namespace(), boot_id().encode(), anchor.monotonic_ns, anchor.realtime_ns, anchor.uncertainty_ns, *fields,
-        0, 0,
-    )[:layout.HEADER_CRC_AT]
+        layout.MAGIC,
+        layout.MAJOR,
+        layout.MINOR,
+        layout.HEADER_BYTES,
+        size,
+        os.getpid(),
+        start_ticks(os.getpid()),
+        pid_namespace(),
+        boot_id().encode(),
+        anchor.monotonic_ns,
+        anchor.realtime_ns,
+        anchor.uncertainty_ns,
+        *fields,
+        0,
+        0,
+    )[: layout.HEADER_CRC_AT]
     whole = body + crc32(body).to_bytes(4, "little")
-    return b"\0" * len(layout.MAGIC) + whole[len(layout.MAGIC):]
+    return b"\0" * len(layout.MAGIC) + whole[len(layout.MAGIC) :]

@@ -79,38 +79,63 @@ def sequence_of(slot: bytes) -> int:
     if not seq or len(slot) < 8 + layout.TAIL.size:
         return 0
     checksum, low = layout.TAIL.unpack_from(slot, len(slot) - layout.TAIL.size)
-    return seq if low == seq & 0xFFFFFFFF and checksum == crc32(memoryview(slot)[:-layout.TAIL.size]) else 0
+    return seq if low == seq & 0xFFFFFFFF and checksum == crc32(memoryview(slot)[: -layout.TAIL.size]) else 0
 
 
 def decode_header(data: bytes, file_bytes: int) -> RecordHeader:
     """Give the header; raise RecordInvalid or RecordVersionUnknown with a sentence that has no path in it yet."""
     if len(data) < layout.HEADER_BYTES or data[:8] == bytes(8):
         raise RecordInvalid("it is shorter than a header, or still being created")
-    (magic, major, minor, header_bytes, size, pid, ticks, namespace, boot, monotonic, realtime, uncertainty,
-     *numbers, _reserved, checksum) = layout.HEADER.unpack_from(data)
+    (
+        magic,
+        major,
+        minor,
+        header_bytes,
+        size,
+        pid,
+        ticks,
+        namespace,
+        boot,
+        monotonic,
+        realtime,
+        uncertainty,
+        *numbers,
+        _reserved,
+        checksum,
+    ) = layout.HEADER.unpack_from(data)
     if magic != layout.MAGIC:
         raise RecordInvalid("it does not start with INSTEPRR")
     if major != layout.MAJOR:
-        raise RecordVersionUnknown(f"it has version {major}.{minor}, and this reader knows {layout.MAJOR}.x: "
-                                   "use the same Instep release for job and agent")
-    if checksum != crc32(data[:layout.HEADER_CRC_AT]):
+        raise RecordVersionUnknown(
+            f"it has version {major}.{minor}, and this reader knows {layout.MAJOR}.x: "
+            "use the same Instep release for job and agent"
+        )
+    if checksum != crc32(data[: layout.HEADER_CRC_AT]):
         raise RecordInvalid("the checksum of its header is wrong")
     if not layout.HEADER_BYTES <= header_bytes <= size <= file_bytes:
         raise RecordInvalid("it is shorter than its header says")
     if not 0 < pid < 2**31:
         raise RecordInvalid("its process number is impossible")
-    anchor = ClockAnchor(boot_id=boot.rstrip(b"\0").decode("ascii", "replace"), monotonic_ns=monotonic,
-                         realtime_ns=realtime, uncertainty_ns=uncertainty)
+    anchor = ClockAnchor(
+        boot_id=boot.rstrip(b"\0").decode("ascii", "replace"),
+        monotonic_ns=monotonic,
+        realtime_ns=realtime,
+        uncertainty_ns=uncertainty,
+    )
     regions = _decode_regions(numbers, header_bytes, size)
     return RecordHeader((major, minor), pid, ticks, namespace, anchor, regions)
 
 
 def _decode_regions(numbers: list[int], header_bytes: int, size: int) -> Regions:
-    regions = Regions(*(Region(*numbers[at:at + 3]) for at in range(0, 18, 3)))
+    regions = Regions(*(Region(*numbers[at : at + 3]) for at in range(0, 18, 3)))
     known = layout.lay_out()
     for region, ours in zip(regions.in_order(), known.in_order(), strict=True):
-        if not (header_bytes <= region.offset and region.end <= size and 0 < region.slots <= SLOTS_MAX
-                and ours.slot_bytes <= region.slot_bytes <= SLOT_BYTES_MAX):
+        if not (
+            header_bytes <= region.offset
+            and region.end <= size
+            and 0 < region.slots <= SLOTS_MAX
+            and ours.slot_bytes <= region.slot_bytes <= SLOT_BYTES_MAX
+        ):
             raise RecordInvalid("a region of it lies outside the file, or has impossible slots")
     if min(regions.identity.slots, regions.heartbeat.slots) < 2 or regions.live.slots < 2 * regions.group.slots:
         raise RecordInvalid("a region of it has too few slots")
@@ -126,7 +151,7 @@ def decode_identity_slot(slot: bytes) -> RankIdentity | None:
     if length > len(slot) - start - layout.TAIL.size:
         return None
     try:
-        return decode_identity(slot[start:start + length])
+        return decode_identity(slot[start : start + length])
     except ValueError:
         return None
 
@@ -145,25 +170,53 @@ def decode_group(slot: bytes) -> Group | None:
     """Give the static part of a group, or None when torn or never written."""
     if not sequence_of(slot):
         return None
-    (_seq, key, ordinal, size, flags, description_bytes, members_bytes, description,
-     members) = layout.GROUP.unpack_from(slot)
+    (_seq, key, ordinal, size, flags, description_bytes, members_bytes, description, members) = (
+        layout.GROUP.unpack_from(slot)
+    )
     whole = not flags & layout.GROUP_MEMBERS_TRUNCATED
-    return Group(f"{key:016x}", ordinal, size, description[:description_bytes].decode("utf-8", "ignore"),
-                 from_runs(members[:members_bytes].decode("latin-1"), size) if whole else None)
+    return Group(
+        f"{key:016x}",
+        ordinal,
+        size,
+        description[:description_bytes].decode("utf-8", "ignore"),
+        from_runs(members[:members_bytes].decode("latin-1"), size) if whole else None,
+    )
 
 
 def decode_collective(slot: bytes) -> Collective | None:
     """Give a collective, or None when torn, never written or absurd."""
     if not sequence_of(slot):
         return None
-    (write, token, group, op, source, seq, payload_bytes, entered, returned, completed, group_returned,
-     group_completed) = layout.COLLECTIVE.unpack_from(slot)
+    (
+        write,
+        token,
+        group,
+        op,
+        source,
+        seq,
+        payload_bytes,
+        entered,
+        returned,
+        completed,
+        group_returned,
+        group_completed,
+    ) = layout.COLLECTIVE.unpack_from(slot)
     if not 0 <= seq < COUNT_MAX:
         return None
-    return Collective(write, token, group, Op(op) if op in _OPS else Op.unknown,
-                      CompletedSource(source) if source in _SOURCES else CompletedSource.unknown, seq,
-                      payload_bytes if 0 <= payload_bytes < COUNT_MAX else 0, _known(entered), _known(returned),
-                      _known(completed), _known(group_returned), _known(group_completed))
+    return Collective(
+        write,
+        token,
+        group,
+        Op(op) if op in _OPS else Op.unknown,
+        CompletedSource(source) if source in _SOURCES else CompletedSource.unknown,
+        seq,
+        payload_bytes if 0 <= payload_bytes < COUNT_MAX else 0,
+        _known(entered),
+        _known(returned),
+        _known(completed),
+        _known(group_returned),
+        _known(group_completed),
+    )
 
 
 def decode_step(slot: bytes) -> tuple[int, StepReport] | None:
@@ -176,11 +229,22 @@ def decode_step(slot: bytes) -> tuple[int, StepReport] | None:
     if wall is None or not 0 <= step < COUNT_MAX:
         return None
     return seq, StepReport(
-        step=step, wall_seconds=wall, data_seconds=data or 0.0, forward_seconds=forward or 0.0,
-        backward_seconds=backward or 0.0, optimizer_seconds=optimizer or 0.0, checkpoint_seconds=checkpoint or 0.0,
-        evaluation_seconds=evaluation or 0.0, wait_seconds=wait or 0.0, cpu_seconds=cpu, starved_seconds=starved,
-        tokens=_count(tokens), tokens_squared=_count(tokens_squared), micro_steps=micro_steps,
-        is_skipped=bool(flags & layout.STEP_SKIPPED))
+        step=step,
+        wall_seconds=wall,
+        data_seconds=data or 0.0,
+        forward_seconds=forward or 0.0,
+        backward_seconds=backward or 0.0,
+        optimizer_seconds=optimizer or 0.0,
+        checkpoint_seconds=checkpoint or 0.0,
+        evaluation_seconds=evaluation or 0.0,
+        wait_seconds=wait or 0.0,
+        cpu_seconds=cpu,
+        starved_seconds=starved,
+        tokens=_count(tokens),
+        tokens_squared=_count(tokens_squared),
+        micro_steps=micro_steps,
+        is_skipped=bool(flags & layout.STEP_SKIPPED),
+    )
 
 
 _OPS = frozenset(Op)

@@ -98,6 +98,8 @@ GROUP = struct.Struct("<QQIIBBH64s388s")
 COLLECTIVE = struct.Struct("<QQHBB4xqqqqqqq")
 """sequence, token, group slot, op, completed source, padding, seq, payload bytes, entered ns, returned ns, completed
 ns, and the group's last returned and completed seq at the time of writing."""
+COLLECTIVE_AS_WRITTEN = struct.Struct("<QQI4xqqqqqqq")
+"""The same bytes with group slot, op and source in one number: each argument of `pack` costs the writer 10 ns."""
 STEP = struct.Struct("<Qqq10dqqII")
 """sequence (counts steps from 1), step, ended ns, seconds: wall, data, forward, backward, optimizer, checkpoint,
 evaluation, wait, cpu, starved; tokens, sum of squared lengths, micro steps, flags."""

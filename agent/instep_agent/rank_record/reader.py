@@ -66,8 +66,9 @@ class RecordReader:
     def __enter__(self) -> RecordReader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -87,15 +88,24 @@ class RecordReader:
             self._identity = self._read_identity() or self._identity
         self._read_heartbeat()
         self._read_new_groups()
-        return RankRecord(self.path, self.header, self.identity, self._heartbeat[1] if self._heartbeat else None,
-                          self._read_live(), self._read_new_steps(),
-                          self.read_collectives() if with_collectives else ())
+        return RankRecord(
+            self.path,
+            self.header,
+            self.identity,
+            self._heartbeat[1] if self._heartbeat else None,
+            self._read_live(),
+            self._read_new_steps(),
+            self.read_collectives() if with_collectives else (),
+        )
 
     def read_collectives(self) -> tuple[Collective, ...]:
         """Give the ring of collectives in the order of entering."""
         slots = self._slots(self.header.regions.collective)
-        found = {entry.token: entry for entry in map(decode.decode_collective, slots)
-                 if entry is not None and entry.token and entry.seq and entry.group < len(self._groups)}
+        found = {
+            entry.token: entry
+            for entry in map(decode.decode_collective, slots)
+            if entry is not None and entry.token and entry.seq and entry.group < len(self._groups)
+        }
         return tuple(found[token] for token in sorted(found))
 
     def group_keys(self) -> tuple[str, ...]:
@@ -127,7 +137,7 @@ class RecordReader:
         """Give the slots from the first on; those that a truncated file lacks come as empty bytes."""
         size, slots = region.slot_bytes, region.slots if count is None else count
         data = os.pread(self._descriptor, slots * size, region.offset)
-        return [data[at * size:(at + 1) * size] for at in range(slots)]
+        return [data[at * size : (at + 1) * size] for at in range(slots)]
 
     def _identity_seq(self) -> int:
         """Give the largest sequence at the head of an identity slot, which is all that is read when nothing changed."""
@@ -135,8 +145,11 @@ class RecordReader:
         return max(int.from_bytes(os.pread(self._descriptor, 8, region.at(slot)), "little") for slot in (0, 1))
 
     def _read_identity(self) -> tuple[int, RankIdentity] | None:
-        found = [(decode.sequence_of(slot), identity) for slot in self._slots(self.header.regions.identity, 2)
-                 if (identity := decode.decode_identity_slot(slot))]
+        found = [
+            (decode.sequence_of(slot), identity)
+            for slot in self._slots(self.header.regions.identity, 2)
+            if (identity := decode.decode_identity_slot(slot))
+        ]
         return max(found, key=lambda pair: pair[0], default=None)
 
     def _read_heartbeat(self) -> None:
@@ -158,8 +171,11 @@ class RecordReader:
         slots = self._slots(self.header.regions.live, 2 * len(self._groups))
         states = []
         for at, group in enumerate(self._groups):
-            halves = [entry for entry in map(decode.decode_collective, slots[2 * at:2 * at + 2])
-                      if entry is not None and entry.group == at]
+            halves = [
+                entry
+                for entry in map(decode.decode_collective, slots[2 * at : 2 * at + 2])
+                if entry is not None and entry.group == at
+            ]
             states.append(GroupState(group, max(halves, key=lambda entry: entry.write, default=None)))
         return tuple(states)
 
@@ -180,8 +196,14 @@ class RecordReader:
 
     def _scan_steps(self) -> tuple[StepReport, ...]:
         """The ring has overtaken the reader, or a slot is torn: take whatever is whole and new."""
-        found = sorted((step for step in map(decode.decode_step, self._slots(self.header.regions.step))
-                        if step and step[0] >= self._next_step), key=lambda step: step[0])
+        found = sorted(
+            (
+                step
+                for step in map(decode.decode_step, self._slots(self.header.regions.step))
+                if step and step[0] >= self._next_step
+            ),
+            key=lambda step: step[0],
+        )
         if found:
             self._next_step = found[-1][0] + 1
         return tuple(step for _seq, step in found)

@@ -31,15 +31,29 @@ def report(record: RankRecord, *, now_monotonic_ns: int, boot_id: str | None = N
     age = _age(_last_sign(record, beat, now_monotonic_ns), now_monotonic_ns)
     look = look_at(header.pid, header.pid_start_ticks, namespace=header.pid_namespace, proc=proc)
     return RankReport(
-        job=identity.job, run=identity.run, attempt=identity.attempt, rank=identity.rank,
-        local_rank=identity.local_rank, world_size=identity.world_size, pid=header.pid, node=identity.node,
-        gpu=identity.gpu, mesh=identity.mesh, is_annotated=identity.is_annotated, step=beat.step if beat else 0,
-        micro_step=beat.micro_step if beat else 0, phase=beat.phase.name if beat else "unknown",
+        job=identity.job,
+        run=identity.run,
+        attempt=identity.attempt,
+        rank=identity.rank,
+        local_rank=identity.local_rank,
+        world_size=identity.world_size,
+        pid=header.pid,
+        node=identity.node,
+        gpu=identity.gpu,
+        mesh=identity.mesh,
+        is_annotated=identity.is_annotated,
+        step=beat.step if beat else 0,
+        micro_step=beat.micro_step if beat else 0,
+        phase=beat.phase.name if beat else "unknown",
         phase_age_seconds=_age_or_none(beat.phase_since_ns if beat else None, now_monotonic_ns),
-        heartbeat_age_seconds=age, process_state=look.state, cpu_seconds=look.cpu_seconds,
-        groups=tuple(_group(state, now_monotonic_ns) for state in record.groups), steps=record.steps,
+        heartbeat_age_seconds=age,
+        process_state=look.state,
+        cpu_seconds=look.cpu_seconds,
+        groups=tuple(_group(state, now_monotonic_ns) for state in record.groups),
+        steps=record.steps,
         collectives=_tail(record, now_monotonic_ns) if age > STALLED_AFTER_SECONDS else (),
-        unobserved=identity.unobserved)
+        unobserved=identity.unobserved,
+    )
 
 
 def _believable(beat: Heartbeat | None, now_ns: int) -> Heartbeat | None:
@@ -51,8 +65,11 @@ def _last_sign(record: RankRecord, beat: Heartbeat | None, now_ns: int) -> int:
     moments = [beat.monotonic_ns if beat else record.header.anchor.monotonic_ns]
     for state in record.groups:
         if state.live is not None:
-            moments += [at for at in (state.live.entered_ns, state.live.returned_ns, state.live.completed_ns)
-                        if at is not None and at <= now_ns + FUTURE_NS_MAX]
+            moments += [
+                at
+                for at in (state.live.entered_ns, state.live.returned_ns, state.live.completed_ns)
+                if at is not None and at <= now_ns + FUTURE_NS_MAX
+            ]
     return max(moments)
 
 
@@ -67,13 +84,22 @@ def _age_or_none(moment_ns: int | None, now_ns: int) -> float | None:
 def _group(state: GroupState, now_ns: int) -> GroupReport:
     group, live = state.group, state.live
     if live is None:  # both copies unreadable: not observed
-        return GroupReport(key=group.key, description=group.description, ordinal=group.ordinal, size=group.size,
-                           members=group.members)
+        return GroupReport(
+            key=group.key, description=group.description, ordinal=group.ordinal, size=group.size, members=group.members
+        )
     return GroupReport(
-        key=group.key, description=group.description, ordinal=group.ordinal, size=group.size, members=group.members,
-        entered_seq=live.seq, returned_seq=live.group_returned_seq, completed_seq=live.group_completed_seq,
-        op=live.op.name if live.seq else "", payload_bytes=live.payload_bytes,
-        entered_age_seconds=_age_or_none(live.entered_ns, now_ns))
+        key=group.key,
+        description=group.description,
+        ordinal=group.ordinal,
+        size=group.size,
+        members=group.members,
+        entered_seq=live.seq,
+        returned_seq=live.group_returned_seq,
+        completed_seq=live.group_completed_seq,
+        op=live.op.name if live.seq else "",
+        payload_bytes=live.payload_bytes,
+        entered_age_seconds=_age_or_none(live.entered_ns, now_ns),
+    )
 
 
 def _tail(record: RankRecord, now_ns: int) -> tuple[CollectiveEntry, ...]:
@@ -84,8 +110,13 @@ def _tail(record: RankRecord, now_ns: int) -> tuple[CollectiveEntry, ...]:
 def _entry(record: RankRecord, entry: Collective, now_ns: int) -> CollectiveEntry:
     state = record.groups[entry.group]
     return CollectiveEntry(
-        group_key=state.group.key, seq=entry.seq, op=entry.op.name, payload_bytes=entry.payload_bytes,
-        entered_age_seconds=_age_or_none(entry.entered_ns, now_ns) or 0.0, is_completed=_is_completed(entry, state))
+        group_key=state.group.key,
+        seq=entry.seq,
+        op=entry.op.name,
+        payload_bytes=entry.payload_bytes,
+        entered_age_seconds=_age_or_none(entry.entered_ns, now_ns) or 0.0,
+        is_completed=_is_completed(entry, state),
+    )
 
 
 def _is_completed(entry: Collective, state: GroupState) -> bool | None:
