@@ -1,0 +1,1 @@
+"""Fault injection, a feature: every injected fault is a drill and says so wherever it shows."""

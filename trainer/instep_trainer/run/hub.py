@@ -1,0 +1,243 @@
+"""The coordinator at work: listens for supervisors, feeds their messages to the pure `Coordination`, carries out its effects."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import Any
+
+import msgspec
+from instep_agent.wire import RankDump, RankReport
+
+from instep_trainer.run.coordination import Coordination, Effect, Limits, Order, Send, Stage, TakeDumps, Tell
+from instep_trainer.run.local_watch import LocalWatch
+from instep_trainer.run.messages import (
+    LINE_BYTES_MAX, Alive, Dump, Dumped, Exited, Hello, Observed, Stopped, ToMember, decode_to_coordinator, encode,
+)
+from instep_trainer.run.options import RunOptions
+from instep_trainer.run.server_link import ServerLink
+
+log = logging.getLogger("instep.run")
+TICK_SECONDS = 0.1
+DUMP_SECONDS_MAX = 2.5
+HELLO_SECONDS_MAX = 5.0
+LOCAL_DUMP = -1
+"""Order number of evidence that the supervisors want for themselves."""
+
+
+class Hub:
+    """Serves one run. `open` raises OSError when the endpoint cannot be listened to."""
+
+    def __init__(self, options: RunOptions) -> None:
+        self._options = options
+        limits = Limits(nodes_min=options.nodes_min, nodes_max=options.nodes_max, max_restarts=options.max_restarts,
+                        verdict_wait_seconds=options.verdict_wait_seconds, is_server_there=bool(options.server))
+        self.coordination = Coordination(job=options.job, run=options.run, node=options.node, key=options.key, limits=limits)
+        self._writers: dict[str, asyncio.StreamWriter] = {}
+        self._dumps: dict[int, dict[str, list[RankDump] | None]] = {}
+        self._watch = LocalWatch()
+        self._kept_attempt = -1
+        self._link: ServerLink | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def open(self, host: str, port: int) -> int:
+        """Listen; return the port."""
+        self._server = await asyncio.start_server(self._serve, host, port, limit=LINE_BYTES_MAX, reuse_address=True)
+        options = self._options
+        if options.server:
+            self._link = ServerLink(url=options.server, token=options.token, job=options.job, run=options.run, node=options.node,
+                                    on_order=self._on_order)
+            self._link.open()
+        self._keep(asyncio.create_task(self._tick()))
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        """Deliver the last reports, then stop listening."""
+        if self._link is not None:
+            await self._link.close(drain_seconds=3.0)
+        for task in self._tasks:
+            task.cancel()
+        self._server.close()
+        for writer in self._writers.values():
+            writer.close()
+
+    @property
+    def refusal(self) -> str:
+        """The sentence with which the server refused this run; empty while it does not."""
+        return self._link.refusal if self._link is not None else ""
+
+    # Messages in --------------------------------------------------------------------------------------------------------
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        node = ""
+        try:
+            hello = await asyncio.wait_for(self._read(reader), HELLO_SECONDS_MAX)
+            if not isinstance(hello, Hello):
+                return
+            effects = self.coordination.join(hello, time.monotonic())
+            if hello.node not in self.coordination.members or hello.node in self._writers:
+                writer.write(b"".join(encode(effect.message) for effect in effects if isinstance(effect, Send)))
+                await writer.drain()
+                return
+            node = hello.node
+            self._writers[node] = writer
+            self._carry_out(effects)
+            while (message := await self._read(reader)) is not None:
+                self.coordination.heard(node, time.monotonic())
+                self._take(node, message)
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError, msgspec.DecodeError) as error:
+            log.debug("connection of %s ended: %s", node or "a stranger", error)
+        except asyncio.CancelledError:
+            node = ""  # the coordinator itself is ending; nobody is lost by that
+        finally:
+            writer.close()
+            if node:
+                self._writers.pop(node, None)
+                self._carry_out(self.coordination.leave(node, time.monotonic()))
+
+    async def _read(self, reader: asyncio.StreamReader) -> Any:
+        line = await reader.readline()
+        return decode_to_coordinator(line) if line else None
+
+    def _take(self, node: str, message: Alive | Exited | Stopped | Observed | Dumped) -> None:
+        now = time.monotonic()
+        match message:
+            case Exited():
+                self._carry_out(self.coordination.exited(node, message.attempt, message.rank, message.exit_code, now))
+            case Stopped():
+                self._carry_out(self.coordination.stopped(node, message, now))
+            case Observed() if message.attempt == self.coordination.attempt:
+                self._watch.observe(message.reports, now)
+                self._notice_kept(message.reports)
+            case Dumped():
+                self._dumped(node, message)
+
+    def _on_order(self, order: Order) -> None:
+        log.info("order %s from the server: %s attempt %s%s", order.id, order.action, order.attempt,
+                 f", leaving out {', '.join(order.exclude)}" if order.exclude else "")
+        self._carry_out(self.coordination.order(order, time.monotonic()))
+
+    # Effects out --------------------------------------------------------------------------------------------------------
+
+    def _carry_out(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send():
+                    self._send(effect.node, effect.message)
+                case Tell():
+                    self._tell(effect)
+                case TakeDumps():
+                    self._ask_for_dumps(effect.order)
+
+    def _send(self, node: str, message: ToMember) -> None:
+        writer = self._writers.get(node)
+        if writer is not None:
+            writer.write(encode(message))
+
+    def _tell(self, effect: Tell) -> None:
+        if effect.kind == "attempt_opened":
+            self._watch.begin(effect.attempt, effect.body["world_size"])
+            if self._link is not None:
+                self._link.at_attempt(effect.attempt)
+        if effect.kind in ("attempt_opened", "rank_exited", "local_decision", "run_finished"):
+            log.info("%s", describe(effect))
+        if self._link is not None:
+            self._link.tell(effect.kind, effect.body, effect.attempt)
+
+    def _ask_for_dumps(self, order: int) -> None:
+        assigned = [node for node, ranks in self.coordination.assignment.items() if ranks and node in self._writers]
+        self._dumps[order] = dict.fromkeys(assigned)
+        for node in assigned:
+            self._send(node, Dump(dump=str(order), attempt=self.coordination.attempt))
+        self._keep(asyncio.create_task(self._close_dumps(order)))
+
+    async def _close_dumps(self, order: int) -> None:
+        await asyncio.sleep(DUMP_SECONDS_MAX)
+        self._deliver_dumps(order)
+
+    def _dumped(self, node: str, message: Dumped) -> None:
+        waiting = self._dumps.get(int(message.dump))
+        if waiting is None or node not in waiting:
+            return
+        waiting[node] = message.dumps
+        if all(dumps is not None for dumps in waiting.values()):
+            self._deliver_dumps(int(message.dump))
+
+    def _deliver_dumps(self, order: int) -> None:
+        collected = self._dumps.pop(order, None)
+        if collected is None:
+            return
+        dumps = [dump for per_node in collected.values() for dump in per_node or []]
+        if order == LOCAL_DUMP:
+            self._judge_locally(dumps)
+            return
+        self._tell(Tell("dump", {"order": order, "dumps": msgspec.to_builtins(dumps)}, self.coordination.attempt))
+        self._carry_out(self.coordination.dumped(order))
+
+    # Time ---------------------------------------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            now = time.monotonic()
+            self._carry_out(self.coordination.tick(now))
+            try:
+                self._watch_locally(now)
+            except Exception:  # noqa: BLE001  a detector that fails must not take the control plane with it
+                log.exception("the hang detector failed; the run goes on without it for now")
+
+    def _watch_locally(self, now: float) -> None:
+        """Judge hangs here only while nobody else does."""
+        is_silent = self._link is None or self._link.silence_seconds > self._options.server_silence_seconds
+        if self.coordination.stage is not Stage.RUNNING or not is_silent or LOCAL_DUMP in self._dumps:
+            return
+        if self._watch.finds_stall(self._options.job, self._options.run, self.coordination.attempt, now):
+            log.info("no progress: asking every supervisor for stacks")
+            self._ask_for_dumps(LOCAL_DUMP)
+
+    def _judge_locally(self, dumps: list[RankDump]) -> None:
+        verdict = self._watch.judge(self._options.job, self._options.run, self.coordination.attempt, dumps, time.monotonic())
+        if verdict is None:
+            return
+        summary, body = verdict
+        log.info("%s", summary)
+        self._carry_out(self.coordination.restart_locally(attempt=self.coordination.attempt, reason=summary, verdict=body,
+                                                          now=time.monotonic()))
+
+    def _notice_kept(self, reports: list[RankReport]) -> None:
+        """After a restart, tell when every rank has finished a step of the new attempt."""
+        step = self._watch.step_of_all()
+        attempt = self.coordination.attempt
+        if step is None or self._kept_attempt == attempt:
+            return
+        self._kept_attempt = attempt
+        self._tell(Tell("step_kept", {"step": step, "after_attempt": attempt - 1}, attempt))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        with contextlib.suppress(asyncio.CancelledError):
+            error = task.exception()
+            if error is not None:
+                log.error("a task of the coordinator failed", exc_info=error)
+
+
+def describe(effect: Tell) -> str:
+    """One line for the terminal."""
+    body = effect.body
+    match effect.kind:
+        case "attempt_opened":
+            members = ", ".join(f"{member['node']}: ranks {member['ranks']}" for member in body["members"])
+            resume = f", resuming after step {body['resume_step']}" if body["resume_step"] is not None else ""
+            return f"attempt {effect.attempt} opens ({members}; standing by: {', '.join(body['standby']) or 'none'}){resume}"
+        case "rank_exited":
+            return f"rank {body['rank']} on {body['node']} ended with {body['exit_code']}"
+        case "local_decision":
+            return f"deciding without the server: {body['action']} ({body['reason']})"
+        case _:
+            return f"{effect.kind}: {body}"
