@@ -12,7 +12,8 @@ from instep_agent.wire import CollectiveEntry, GroupReport, RankReport, StepRepo
 
 @dataclass(frozen=True, slots=True)
 class RankState:
-    """One rank now. Ages are seconds before the moment of evaluation, measured where the thing happened plus the report's age."""
+    """One rank now. Ages are seconds before the moment of evaluation, measured where the thing happened plus the
+    report's age."""
 
     report: RankReport
     report_age_seconds: float
@@ -73,7 +74,8 @@ class JobState:
     ranks: tuple[RankState, ...]
     """Those heard of, ordered by rank; ranks that were never heard of are unknown, not stuck."""
     step_seconds: tuple[float, ...]
-    """Recent step durations of the job (the median over ranks for each step), oldest first, benign phases taken out."""
+    """Recent step durations of the job (the median over ranks for each step), oldest first, benign phases taken
+    out."""
     facts: tuple[NodeFact, ...] = ()
 
 

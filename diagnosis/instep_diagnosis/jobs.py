@@ -29,10 +29,11 @@ def job_state(
 ) -> JobState:
     """State of the newest attempt in `reports`, each a report and its age in seconds.
 
-    Every age inside a report grows by the report's age, so all ages count back from the moment of evaluation. `dumps` (rank →
-    evidence, `dump_ages` seconds old, 0 by default) replace an older report. `exits` gives exit codes (negative: signals) by rank;
-    a rank that died before its first report stands in the state with the node that `nodes` gives it. `attempt` restricts the
-    state to that attempt. Raises `ValueError` when no report is of that attempt.
+    Every age inside a report grows by the report's age, so all ages count back from the moment of evaluation. `dumps`
+    (rank → evidence, `dump_ages` seconds old, 0 by default) replace an older report. `exits` gives exit codes
+    (negative: signals) by rank; a rank that died before its first report stands in the state with the node that
+    `nodes` gives it. `attempt` restricts the state to that attempt. Raises `ValueError` when no report is of that
+    attempt.
     """
     newest = _newest_attempt(reports, attempt)
     first = newest[min(newest)][0]
@@ -55,7 +56,8 @@ def job_state(
 
 
 def step_seconds(steps_by_rank: Mapping[int, Iterable[StepReport]]) -> tuple[float, ...]:
-    """Recent step durations of a job in seconds, oldest first: the median over ranks of each step, benign phases taken out.
+    """Recent step durations of a job in seconds, oldest first: the median over ranks of each step, benign phases
+    taken out.
 
     >>> step = lambda wall, saved: StepReport(step=1, wall_seconds=wall, checkpoint_seconds=saved)
     >>> step_seconds({0: [step(10.5, 10.0)], 1: [step(10.5, 9.9)]})

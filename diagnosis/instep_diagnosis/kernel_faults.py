@@ -28,14 +28,15 @@ class KernelFault:
         return self.line.text if self.line.kind is LineKind.OTHER else f"{self.line.kind}-{self.line.code}"
 
 
-_UNKNOWN = CatalogueRow(0, None, "unknown", "contact-support", "hardware", "a code that the catalogue does not know", "")
+_UNKNOWN = CatalogueRow(0, None, "unknown", "contact-support", "hardware", "the catalogue does not know this code", "")
 _OTHER = {
     "gpu-lost": CatalogueRow(0, FATAL, "fails", "reboot-node", "hardware", "the GPU has fallen off the bus", ""),
     "gpu-init-failed": CatalogueRow(0, FATAL, "fails", "reset-gpu", "hardware", "the GPU could not be initialised", ""),
     "nic-health-failed": CatalogueRow(0, FATAL, "fails", "reboot-node", "fabric", "the network adapter failed", ""),
 }
 _RECOVERY = re.compile(r"\bto (?:0x[0-9a-fA-F]+ )?\(?(?P<action>[A-Za-z ]+)")
-# First register word of Xid 74 (Hopper and older): bits that alone prove nothing (to ignore, sympathetic, or only on repeat).
+# First register word of Xid 74 (Hopper and older): bits that alone prove nothing (to ignore, sympathetic, or only on
+# repeat).
 _XID_74_HARMLESS = sum(1 << bit for bit in (0, 1, 20, 23, 27, 29, 30))
 
 

@@ -1,7 +1,7 @@
 """From a kernel log line to what it says: a pure matcher, ignorant of what the codes mean.
 
-Any prefix is allowed (`dmesg -T`, ISO time, `/dev/kmsg`'s `priority,sequence,microseconds,flags;`), since only the driver's own
-words are looked for.
+Any prefix is allowed (`dmesg -T`, ISO time, `/dev/kmsg`'s `priority,sequence,microseconds,flags;`), since only the
+driver's own words are looked for.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _NVLINK5 = range(144, 151)
 def read_kernel_line(text: str) -> KernelLine:
     """What a kernel log line says.
 
-    >>> read_kernel_line("[  12.5] NVRM: Xid (PCI:0000:3b:00): 79, pid=99, name=python, GPU has fallen off the bus.").code
+    >>> read_kernel_line("[12.5] NVRM: Xid (PCI:0000:3b:00): 79, pid=9, GPU has fallen off the bus.").code
     79
     >>> read_kernel_line("usb 1-1: new device").kind.value
     'none'

@@ -1,4 +1,5 @@
-"""What a person may change about the detectors: thresholds, patience, windows. Every default says where it comes from."""
+"""What a person may change about the detectors: thresholds, patience, windows. Every default says where it comes
+from."""
 
 from __future__ import annotations
 
@@ -14,9 +15,10 @@ class HangSettings:
     """When a job counts as stalled. Durations in seconds; factors multiply the job's own median step time."""
 
     stall_floor_seconds: float = 2.0
-    """No wait shorter than this is a stall, however fast the steps: collector pauses and scheduling reach a second."""
+    """No wait shorter than this is a stall, however fast the steps: collector pauses and scheduling reach a
+    second."""
     stall_step_factor: float = 8.0
-    """Peers must have waited this many median steps; twice the worst healthy ratio seen on a loaded two-core machine."""
+    """Peers must have waited this many median steps; in a healthy job a wait is shorter than one step."""
     stall_p95_factor: float = 3.0
     """… and this many 95th percentiles, so that a job with long steps now and then gets the patience it needs."""
     stopped_seconds: float = 0.5
@@ -26,11 +28,14 @@ class HangSettings:
     report_age_seconds_max: float = 3.0
     """A rank whose report is older is unknown: its agent may be what stopped."""
     unknown_phase_patience_seconds: float = 60.0
-    """A rank outside every known phase stays a suspect this long, since it may save, evaluate or compile unannounced."""
+    """A rank outside every known phase stays a suspect this long, since it may save, evaluate or compile
+    unannounced."""
     benign_patience_seconds: dict[str, float] = field(default_factory=_benign_patience_seconds)
-    """phase → how long a rank may stay in it before it is a *suspect*; it is never more than that without other evidence."""
+    """phase → how long a rank may stay in it before it is a *suspect*; it is never more than that without other
+    evidence."""
     finished_steps_min: int = 5
-    """Fewer finished steps make no distribution, and peers that wait prove nothing yet (first steps compile and connect)."""
+    """Fewer finished steps make no distribution, and peers that wait prove nothing yet (first steps compile and
+    connect)."""
     fact_window_seconds: float = 30.0
     """A node's fault explains a stall when it lies within this window around the onset (clock bounds included)."""
 
@@ -50,10 +55,12 @@ class StragglerSettings:
     slowdown_ratio_min: float = 1.05
     """Smaller slowdowns accuse nobody."""
     offset_share: float = 0.6
-    """Share of the smallest slowdown that a healthy rank may show for ever (logging on rank 0): the test's null is this."""
+    """Share of the smallest slowdown that a healthy rank may show for ever (logging on rank 0): the test's null is
+    this."""
     z_min: float = 5.0
-    """How many standard errors above the null. Chosen by simulation (tests/diagnosis/test_straggler_simulation.py): no
-    finding in 4 × 4,000 rank-steps of 15 % autocorrelated noise; 30 % is found after a median of about ten steps."""
+    """How many standard errors above the null. Chosen by simulation (tests/diagnosis/test_straggler_simulation.py):
+    no finding in 4 × 4,000 rank-steps of 15 % autocorrelated noise; 30 % is found after a median of about ten
+    steps."""
     noise_ratio_min: float = 0.01
     """Floor of the noise scale (log ratio), so that perfectly even data does not make a microsecond significant."""
     steps_min: int = 8

@@ -18,7 +18,8 @@ class CatalogueRow:
 
     code: int
     severity: str | None
-    """May this GPU or node be given further work? `fatal`: no, until repaired; `warning`: yes, and watch it; None: yes."""
+    """May this GPU or node be given further work? `fatal`: no, until repaired; `warning`: yes, and watch it; None:
+    yes."""
     workload: str
     """Does the running work fail? `fails`, `survives` or `unknown`."""
     action: str

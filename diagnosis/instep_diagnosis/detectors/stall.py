@@ -20,7 +20,8 @@ __all__ = ["HangSettings", "Stall", "StallReason", "detect_stall", "stall_patien
 FROZEN_STATES = frozenset({"stopped", "zombie", "gone"})
 """States in which a process cannot go on by itself."""
 _WORKING_PHASES = frozenset({"forward", "backward", "optimizer", "user", "wait"})
-"""Phases in which a rank has no business to stay: none of them is benign when peers wait far beyond the step times."""
+"""Phases in which a rank has no business to stay: none of them is benign when peers wait far beyond the step
+times."""
 
 
 class StallReason(StrEnum):
@@ -78,7 +79,8 @@ class _Finding:
 def detect_stall(job: JobState, settings: HangSettings) -> Stall | None:
     """The stall of a job, or None while it makes progress, pauses for a benign reason, or nobody waits.
 
-    Waits and heartbeats count only up to the moment each report was read, so a late report never looks like a long wait.
+    Waits and heartbeats count only up to the moment each report was read, so a late report never looks like a long
+    wait.
     """
     graph = wait_graph(job, report_age_seconds_max=settings.report_age_seconds_max)
     states = {state.rank: state for state in job.ranks if state.rank in graph.known}
@@ -96,7 +98,8 @@ def detect_stall(job: JobState, settings: HangSettings) -> Stall | None:
 def stall_patience_seconds(job: JobState, settings: HangSettings) -> float:
     """How long peers may wait before it is a stall; infinite while too few steps are finished to know.
 
-    The largest of the floor, `stall_step_factor` medians and `stall_p95_factor` 95th percentiles of the job's own steps.
+    The largest of the floor, `stall_step_factor` medians and `stall_p95_factor` 95th percentiles of the job's own
+    steps.
     """
     if len(job.step_seconds) < settings.finished_steps_min:
         return float("inf")

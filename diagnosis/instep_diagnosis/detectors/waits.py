@@ -1,7 +1,7 @@
 """Who waits for whom: the wait-for graph of a job's ranks over all its process groups.
 
-In each group the members that have entered less are *behind*; a member with an open entry waits for all that are behind it.
-Edges into ranks that themselves wait are not blame. What is not observed is never taken for *not entered*.
+In each group the members that have entered less are *behind*; a member with an open entry waits for all that are
+behind it. Edges into ranks that themselves wait are not blame. What is not observed is never taken for *not entered*.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from instep_diagnosis.evidence import JobState, RankState
 
 POINT_TO_POINT = re.compile(r"^(?:\w+:)?(?:i|batch_i)?(?P<way>send|recv)\b", re.IGNORECASE)
 _PEERS = re.compile(r"(\d+)\s*(->|<-)\s*(\d+)")
-# A call that came back on NCCL may still run on the device. Only in these phases is a rank that shows no progress in it.
+# A call that came back on NCCL may still run on the device. Only in these phases is a rank that shows no progress in
+# it.
 _BLOCKING_PHASES = frozenset({"wait", "backward", "optimizer"})
 
 
@@ -159,7 +160,8 @@ def _peer(group: GroupReport, members: tuple[int, ...], rank: int) -> int | None
 
 
 def _faces(state: RankState, group: GroupReport, rank: int, members: tuple[int, ...]) -> bool:
-    """Whether a peer is itself at the other end of the same transfer: then the link is slow, and neither is to blame."""
+    """Whether a peer is itself at the other end of the same transfer: then the link is slow, and neither is to
+    blame."""
     for other in state.groups:
         if other.key == group.key and is_point_to_point(other.op) and _is_open(state, other):
             ways = {_way(other.op), _way(group.op)}
@@ -178,7 +180,8 @@ def _has_open_transfer(state: RankState, key: str) -> bool:
 
 
 def _members(job: JobState, reports: dict[int, GroupReport]) -> tuple[int, ...]:
-    """Global ranks of a group; where no record had room for them, those observed in it, or everybody if it is that large."""
+    """Global ranks of a group; where no record had room for them, those observed in it, or everybody if it is that
+    large."""
     for group in reports.values():
         if group.members is not None:
             return group.members

@@ -1,0 +1,149 @@
+"""Joining what happened to a node with what a rank does: one verdict, with the kernel line in its evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from instep_diagnosis.detectors.confidence import GPU_FAULT_ON_GPU, GPU_FAULT_ON_NODE
+from instep_diagnosis.evidence import JobState, NodeFact, RankState
+from instep_diagnosis.kernel_faults import FATAL, KernelFault, assess
+from instep_diagnosis.kernel_line import read_kernel_line
+from instep_diagnosis.verdict import Cause, Certainty, Evidence, Owner, Suspect, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class RankFault:
+    """A fault of a node's GPU that may be the reason for what a rank does."""
+
+    rank: int
+    fact: NodeFact
+    fault: KernelFault
+    is_same_gpu: bool
+
+
+def join_facts(verdict: Verdict, job: JobState, *, fact_window_seconds: float) -> Verdict:
+    """The verdict with the faults of the suspects' nodes: a fatal one near the onset puts the node at fault.
+
+    A fault of the suspect's own GPU counts most, one of its node whose GPU is not known less; one of *another* GPU of
+    the node does not count. Application errors are listed as evidence and put no node at fault. Where nobody is
+    blamed (all entered, none completed), a fatal fault of a rank's own GPU names that rank. The kind does not change,
+    so that an open incident keeps its label.
+    """
+    faults = _faults(job, verdict.onset_age_seconds, fact_window_seconds)
+    accused = {suspect.rank for suspect in verdict.suspects}
+    related = [f for f in faults if (f.rank in accused if accused else f.is_same_gpu)]
+    decisive = _decisive(related, job)
+    joined = replace(verdict, evidence=(*verdict.evidence, *_evidence(related)))
+    return _blamed(joined, job, decisive) if decisive else joined
+
+
+def gpu_words(fact: NodeFact) -> str:
+    """A fact's GPU in words: its UUID, else its index, else nothing."""
+    if fact.gpu:
+        return f" GPU {fact.gpu}" if fact.gpu_index is None else f" GPU {fact.gpu_index}"
+    return "" if fact.gpu_index is None else f" GPU {fact.gpu_index}"
+
+
+def kernel_fault(fact: NodeFact) -> KernelFault | None:
+    """The meaning of a fact that is a kernel line reporting a fault; None for any other."""
+    return assess(read_kernel_line(fact.text)) if fact.kind == "kernel_line" else None
+
+
+def _faults(job: JobState, onset_age_seconds: float, window_seconds: float) -> list[RankFault]:
+    found = []
+    for fact in job.facts:
+        fault = kernel_fault(fact)
+        if fault is None or abs(fact.age_seconds - onset_age_seconds) > window_seconds:
+            continue
+        for state in job.ranks:
+            if state.report.node == fact.node and _may_be_on(state, fact):
+                found.append(RankFault(state.rank, fact, fault, _is_same_gpu(state, fact)))
+    return found
+
+
+def _may_be_on(state: RankState, fact: NodeFact) -> bool:
+    """Whether the fact may concern this rank's GPU: it is the same, or one of the two is not known."""
+    own = state.report.gpu
+    is_comparable = fact.gpu_index is not None if own.isdigit() else bool(own and fact.gpu)
+    return _is_same_gpu(state, fact) or not is_comparable
+
+
+def _is_same_gpu(state: RankState, fact: NodeFact) -> bool:
+    gpu = state.report.gpu
+    return bool(gpu) and (gpu == fact.gpu or (fact.gpu_index is not None and gpu == str(fact.gpu_index)))
+
+
+def _decisive(related: Sequence[RankFault], job: JobState) -> dict[int, RankFault]:
+    """rank → the fatal fault that explains it best."""
+    best: dict[int, RankFault] = {}
+    for found in sorted(related, key=lambda f: (not f.is_same_gpu, -f.fact.age_seconds)):
+        if found.fault.severity == FATAL:
+            best.setdefault(found.rank, found)
+    return best
+
+
+def _evidence(related: Sequence[RankFault]) -> tuple[Evidence, ...]:
+    lines: dict[str, Evidence] = {}
+    for found in related:
+        fact, fault = found.fact, found.fault
+        drill = " (a drill)" if fact.is_drill else ""
+        label = "" if fault.line.code is None else f"{'SXid' if fault.line.kind == 'sxid' else 'Xid'} {fault.line.code}"
+        text = f"{label or 'Kernel fault'} on {fact.node}{gpu_words(fact)}{drill}: {fault.text}."
+        lines.setdefault(
+            fact.event_id,
+            Evidence(
+                text=text,
+                node=fact.node,
+                rank=found.rank,
+                source="kernel-log",
+                age_seconds=fact.age_seconds,
+                fields={
+                    "line": fact.text,
+                    "code": fault.line.code,
+                    "pci": fault.line.pci,
+                    "severity": fault.severity,
+                    "action": fault.action,
+                    "gpu": fact.gpu,
+                    "event_id": fact.event_id,
+                    "is_same_gpu": found.is_same_gpu,
+                },
+            ),
+        )
+    return tuple(lines.values())
+
+
+def _blamed(verdict: Verdict, job: JobState, decisive: dict[int, RankFault]) -> Verdict:
+    states = {state.rank: state for state in job.ranks}
+    old = {suspect.rank: suspect for suspect in verdict.suspects}
+    blamed = [_suspect(states[rank], found, old.get(rank)) for rank, found in sorted(decisive.items())]
+    others = [suspect for suspect in verdict.suspects if suspect.rank not in decisive]
+    first = min(decisive.values(), key=lambda found: (not found.is_same_gpu, found.rank))
+    label = first.fault.fault_class.replace("sxid-", "SXid ").replace("xid-", "Xid ")
+    seen = f"{label} ({first.fault.text}) on {first.fact.node}{gpu_words(first.fact)}"
+    distance = first.fact.age_seconds - verdict.onset_age_seconds
+    when = f"{abs(distance):.1f} s {'earlier' if distance >= 0 else 'later'}"
+    return replace(
+        verdict,
+        certainty=Certainty.CONFIRMED,
+        summary=f"{verdict.summary.rstrip('.')}; {seen} {when}.",
+        suspects=tuple(sorted(blamed, key=lambda s: -s.confidence)) + tuple(others),
+        owner=Owner.NODE,
+        cause=Cause.GPU_FAULT,
+        is_node_at_fault=True,
+        is_drill=verdict.is_drill or first.fact.is_drill or first.fault.line.is_injected,
+        fault_class=first.fault.fault_class,
+        boot_id=first.fact.boot_id,
+    )
+
+
+def _suspect(state: RankState, found: RankFault, old: Suspect | None) -> Suspect:
+    weight = GPU_FAULT_ON_GPU if found.is_same_gpu else GPU_FAULT_ON_NODE
+    return Suspect(
+        rank=state.rank,
+        node=state.report.node,
+        gpu=found.fact.gpu or state.report.gpu,
+        cause=Cause.GPU_FAULT,
+        # Two independent reasons to name the rank: it is the one that stopped, and its GPU failed.
+        confidence=weight if old is None else round(1 - (1 - weight) * (1 - min(0.7, old.confidence)), 3),
+    )
