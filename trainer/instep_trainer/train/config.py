@@ -38,7 +38,7 @@ class TrainConfig:
     data: Path = option(DATA, "folder of text files; by default Python's own sources")  # noqa: RUF009  a field
     out: Path = option(Path("instep-out"), "folder for losses.jsonl and checkpoints/")  # noqa: RUF009
     steps: int = option(200, "optimizer updates in all, over every attempt", least=1, most=1 << 40)
-    batch_size: int = option(4, "sequences per rank and step", least=1, most=1 << 20)
+    batch_size: int = option(8, "sequences per rank and step", least=1, most=1 << 20)
     learning_rate: float = option(1e-3, "AdamW's learning rate", least=0.0, most=10.0)
     seed: int = option(1, "seed of weights, data order and dropout", least=0, most=(1 << 31) - 1)
     checkpoint_every_disk: int = option(50, "steps between checkpoints on disk; 0 writes none", least=0, most=1 << 40)
