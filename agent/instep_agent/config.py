@@ -1,0 +1,67 @@
+"""The agent's settings: one TOML file, one frozen model; an option of the command line overrules the file."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from instep_agent.errors import ConfigurationInvalid
+from instep_agent.spool import AGE_SECONDS_MAX, BYTES_MAX
+
+Seconds = Annotated[float, msgspec.Meta(ge=0.05, le=3600)]
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of one agent. Empty text means *not set*."""
+
+    node_name: str = ""
+    """Name of this node, as the supervisors on it use it; `INSTEP_NODE_NAME` when empty."""
+    cluster: str = ""
+    """Name of the cluster, where one server serves several."""
+    server_url: str = ""
+    """Where frames go, `http://HOST:PORT`; nowhere when empty."""
+    token_file: str = ""
+    """File with the bearer token; `INSTEP_TOKEN` when empty."""
+    root: str = "/"
+    """Root of the file system to read, for an agent in a container."""
+    record_root: str = "/dev/shm/instep"
+    """Folder of the rank records."""
+    spool_folder: str = ""
+    """Folder that keeps frames until they are acknowledged; a temporary one when empty."""
+    spool_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 16)] = BYTES_MAX
+    """Beyond so many bytes the oldest frames without events are dropped."""
+    spool_age_seconds_max: Annotated[float, msgspec.Meta(ge=1)] = AGE_SECONDS_MAX
+    """Frames without events that are older are dropped."""
+    listen: str = ""
+    """`HOST:PORT` of the agent's own /metrics page; off when empty."""
+    frame_interval_seconds: Seconds = 0.5
+    """How often a frame is sent when nothing happens; events leave at once."""
+    ranks_interval_seconds: Seconds = 0.5
+    """How often rank records are read."""
+    ranks_discovery_interval_seconds: Seconds = 1.0
+    """How often new rank records are looked for."""
+
+
+def load_config(path: Path) -> AgentConfig:
+    """Give the settings in a file; raise ConfigurationInvalid with file, key and what is allowed."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationInvalid(
+            f"Cannot read the configuration {path} ({(error.strerror or '').lower()})."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationInvalid(f"The configuration {path} is not TOML: {error}.") from error
+    allowed = [each.name for each in msgspec.structs.fields(AgentConfig)]
+    unknown = sorted(set(values) - set(allowed))
+    if unknown:
+        raise ConfigurationInvalid(
+            f"The configuration {path} has an unknown key {unknown[0]!r}: allowed keys are {', '.join(allowed)}."
+        )
+    try:
+        return msgspec.convert(values, AgentConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigurationInvalid(f"The configuration {path} has a value out of range: {error}.") from error

@@ -1,0 +1,65 @@
+"""What a source is given and what it gives: the node with its injected roots and clocks, and the kinds of reading."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from instep_agent.clocks import boot_id
+from instep_agent.wire import GpuReport, RankReport, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node: its name comes from one setting, never from the host name; every file is read beneath `root`."""
+
+    name: str
+    root: Path = Path("/")
+    record_root: Path = Path("/dev/shm/instep")
+    monotonic_ns: Callable[[], int] = time.monotonic_ns
+    realtime_ns: Callable[[], int] = time.time_ns
+
+    @property
+    def proc(self) -> Path:
+        """The node's /proc."""
+        return self.root / "proc"
+
+    @property
+    def boot_id(self) -> str:
+        """This boot of the node."""
+        return boot_id(self.proc)
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """Something that happened at a moment of the node's clocks; becomes a `wire.Event`."""
+
+    kind: str
+    text: str
+    monotonic_ns: int
+    realtime_ns: int
+    fields: dict[str, str] = field(default_factory=dict)
+    is_drill: bool = False
+    identity: str = ""
+    """Unique within this boot, where the fact has such a name: then a restarted agent reports it under the same id."""
+
+
+Reading = Sample | Fact | RankReport | GpuReport
+
+
+class Source(Protocol):
+    """Reads one thing on one node. The runner times it, reports its success, and goes on when it fails."""
+
+    @property
+    def name(self) -> str:
+        """Name in metrics, logs and configuration."""
+
+    @property
+    def interval_seconds(self) -> float:
+        """How often it is asked."""
+
+    def collect(self, node: Node) -> Iterator[Reading]:
+        """Yield what is there now. Raise `Absent` where there is no such thing, `SourceFailed` when it cannot look."""

@@ -1,0 +1,72 @@
+"""The node's own load, pressure and memory: what a slow rank is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from instep_agent.errors import SourceFailed
+from instep_agent.node import Node
+from instep_agent.wire import Sample
+
+_RESOURCES = ("cpu", "memory", "io")
+
+
+class Host:
+    """Load average, pressure (PSI) and memory, from `/proc/loadavg`, `/proc/pressure/*` and `/proc/meminfo`.
+
+    A kernel without PSI has no pressure samples; that is not a failure.
+    """
+
+    name = "host"
+    interval_seconds = 2.0
+
+    def collect(self, node: Node) -> Iterator[Sample]:
+        """Yield the samples of one moment. Raise `SourceFailed` when /proc cannot be read."""
+        try:
+            load = (node.proc / "loadavg").read_text().split()
+            memory = parse_meminfo((node.proc / "meminfo").read_text())
+        except OSError as error:
+            raise SourceFailed(
+                f"Cannot read {error.filename} ({error.strerror}): mount the node's /proc read-only into "
+                "the agent's pod."
+            ) from error
+        yield Sample(name="instep_host_load1", labels=(), value=float(load[0]))
+        for key, name in (
+            ("MemTotal", "instep_host_memory_total_bytes"),
+            ("MemAvailable", "instep_host_memory_available_bytes"),
+        ):
+            if key in memory:
+                yield Sample(name=name, labels=(), value=memory[key])
+        for resource in _RESOURCES:
+            yield from _pressure(node, resource)
+
+
+def _pressure(node: Node, resource: str) -> Iterator[Sample]:
+    try:
+        text = (node.proc / "pressure" / resource).read_text()
+    except OSError:  # PSI is not built in, or turned off: reading then gives "operation not supported"
+        return
+    for line in text.splitlines():
+        kind, *fields = line.split()
+        average = dict(field.split("=", 1) for field in fields if "=" in field).get("avg10", "")
+        if kind in ("some", "full") and average:
+            yield Sample(
+                name="instep_host_pressure_ratio",
+                labels=(("kind", kind), ("resource", resource)),
+                value=float(average) / 100.0,
+            )
+
+
+def parse_meminfo(text: str) -> dict[str, float]:
+    """Give bytes by name; lines in other units than kB are left out.
+
+    >>> parse_meminfo("MemTotal: 2 kB\\nHugePages_Total: 0\\n")
+    {'MemTotal': 2048.0}
+    """
+    found = {}
+    for line in text.splitlines():
+        name, _, rest = line.partition(":")
+        number, _, unit = rest.strip().partition(" ")
+        if unit == "kB" and number.isdigit():
+            found[name] = float(number) * 1024
+    return found
