@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from instep_trainer.run.options import DEFAULT_ROOT
 
 INSIDE = ("slow", "sleep", "spin", "gil", "skip")
 """Faults that arise inside the rank."""
+XID_WORDS = {79: "GPU has fallen off the bus.", 94: "Contained memory error.", 13: "Graphics SM Warp Exception."}
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
@@ -59,9 +62,15 @@ def _inject(parsed: argparse.Namespace) -> int:
     pid = _pid(folder, parsed.rank)
     if parsed.fault in SIGNALS:
         os.kill(pid, SIGNALS[parsed.fault])
-        return 0
+        return _say_done(parsed.fault)
     fault = Fault(kind=parsed.fault, from_step=parsed.from_step, to_step=parsed.to_step, ratio=parsed.ratio, seconds=parsed.seconds)
     write_faults(fault_file(parsed.record_root, parsed.node, parsed.run, int(folder.name), parsed.rank), [fault])
+    return _say_done(parsed.fault)
+
+
+def _say_done(fault: str) -> int:
+    """Tell when it was done, for whoever measures from here."""
+    print(json.dumps({"fault": fault, "at": time.time()}))
     return 0
 
 
@@ -84,8 +93,6 @@ def newest_attempt(run_folder: Path) -> Path:
 
 
 def _pid(folder: Path, rank: int) -> int:
-    import time
-
     try:
         with RecordReader(folder / str(rank)) as reader:
             one = report(reader.read(with_collectives=False), now_monotonic_ns=time.monotonic_ns())
@@ -100,10 +107,11 @@ def _write_xid(kernel_log: Path, code: int, pci: str) -> int:
     """Write the line as the driver would, marked as a drill."""
     if not pci:
         raise UsageError("--pci is missing: which GPU, such as 0000:3b:00?")
-    line = f"NVRM: Xid (PCI:{pci}): {code}, pid='<unknown>', name=<unknown>, GPU has fallen off the bus. instep-drill\n"
+    words = XID_WORDS.get(code, "injected")
+    line = f"NVRM: Xid (PCI:{pci}): {code}, pid='<unknown>', name=<unknown>, {words} instep-drill\n"
     try:
         with kernel_log.open("a") as log:
             log.write(line)
     except OSError as error:
         raise UsageError(f"Cannot write {kernel_log} ({error.strerror}): run as root, or give --kernel-log.") from error
-    return 0
+    return _say_done("xid")
