@@ -1,0 +1,99 @@
+"""Events of nodes as facts that detectors can join with ranks, kept for as long as they can explain anything."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from instep_agent.wire import Event, GpuReport
+from instep_diagnosis.evidence import NodeFact
+
+FACTS_MAX = 512
+"""Of one node; the oldest go first."""
+FACT_SECONDS = 600.0
+FRESH_MAX = 10_000
+
+_pci = re.compile(r"\b([0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2})(?:\.[0-7])?\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptEvent:
+    """One event and when it happened, on the server's monotonic clock."""
+
+    event: Event
+    at: float
+
+
+class FactBook:
+    """Recent events by node."""
+
+    def __init__(self) -> None:
+        self._events: dict[str, deque[KeptEvent]] = {}
+        self._seen: dict[str, set[str]] = {}
+        self._fresh: deque[tuple[str, KeptEvent]] = deque(maxlen=FRESH_MAX)
+
+    def add(self, node: str, event: Event, at: float) -> bool:
+        """Keep an event that happened at `at`; False when it was there already."""
+        seen = self._seen.setdefault(node, set())
+        if event.id in seen:
+            return False
+        kept = self._events.setdefault(node, deque())
+        if len(kept) >= FACTS_MAX:
+            seen.discard(kept.popleft().event.id)
+        kept.append(KeptEvent(event, at))
+        seen.add(event.id)
+        self._fresh.append((node, kept[-1]))
+        return True
+
+    def take_fresh(self, now: float, gpus: dict[str, tuple[GpuReport, ...]]) -> list[NodeFact]:
+        """Return the facts added since the last call."""
+        fresh = [as_fact(node, kept.event, now - kept.at, gpus.get(node, ())) for node, kept in self._fresh]
+        self._fresh.clear()
+        return fresh
+
+    def facts(self, nodes: Iterable[str], now: float, gpus: dict[str, tuple[GpuReport, ...]]) -> list[NodeFact]:
+        """Return the recent facts of some nodes, each joined with the GPU that it names."""
+        return [
+            as_fact(node, kept.event, now - kept.at, gpus.get(node, ()))
+            for node in sorted(nodes)
+            for kept in self._events.get(node, ())
+            if now - kept.at <= FACT_SECONDS
+        ]
+
+
+def as_fact(node: str, event: Event, age_seconds: float, gpus: tuple[GpuReport, ...]) -> NodeFact:
+    """Return one event as a fact; the GPU is filled in when the text names the PCI address of one the node has."""
+    gpu = gpu_named(event.text, gpus)
+    return NodeFact(
+        event_id=event.id,
+        node=node,
+        kind=event.kind,
+        text=event.text,
+        age_seconds=max(0.0, age_seconds),
+        gpu=gpu.uuid if gpu else "",
+        gpu_index=gpu.index if gpu else None,
+        is_drill=event.is_drill,
+    )
+
+
+def gpu_named(text: str, gpus: tuple[GpuReport, ...]) -> GpuReport | None:
+    """Return the GPU whose PCI address a line names, or None.
+
+    >>> gpu_named("NVRM: Xid (PCI:0000:3B:00): 79", (GpuReport(index=1, uuid="GPU-a", pci="0000:3b:00"),)).index
+    1
+    """
+    addresses = {short_address(match) for match in _pci.findall(text)}
+    return next((gpu for gpu in gpus if short_address(gpu.pci) in addresses), None)
+
+
+def short_address(address: str) -> str:
+    """Return a PCI address in lower case with a four-digit domain: drivers write four digits or eight, with a
+    function or not.
+
+    >>> short_address("00000000:3B:00.0")
+    '0000:3b:00'
+    """
+    domain, _, rest = address.lower().partition(".")[0].partition(":")
+    return f"{domain[-4:]:0>4}:{rest}"

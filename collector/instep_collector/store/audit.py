@@ -1,0 +1,20 @@
+"""The audit log: who changed what, and why. Lines are added, never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from instep_collector.store.models import Audit
+
+
+def note(session: Session, *, at: float, actor: str, action: str, subject: str, reason: str) -> None:
+    """Add one line."""
+    session.add(Audit(at=at, actor=actor[:200], action=action[:60], subject=subject[:300], reason=reason))
+
+
+def recent(session: Session, *, limit: int = 200) -> Sequence[Audit]:
+    """Return lines, newest first."""
+    return session.scalars(select(Audit).order_by(Audit.id.desc()).limit(limit)).all()

@@ -1,0 +1,59 @@
+"""Queries about incidents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from instep_collector.store.models import Incident
+
+ACTIVE = ("suspect", "open")
+
+
+def get(session: Session, id_: str) -> Incident | None:
+    """Return one incident; a merged one leads to the one it was merged into."""
+    row = session.get(Incident, id_)
+    return get(session, row.merged_into) if row is not None and row.merged_into else row
+
+
+def by_identity(session: Session, identity: str) -> Incident | None:
+    """Return the incident that was opened under an identity, whatever its state."""
+    return session.scalar(select(Incident).where(Incident.identity == identity))
+
+
+def active(session: Session, *, run: str | None = None) -> Sequence[Incident]:
+    """Return suspects and open incidents, oldest first."""
+    query = select(Incident).where(Incident.state.in_(ACTIVE)).order_by(Incident.opened_at)
+    return session.scalars(query if run is None else query.where(Incident.run == run)).all()
+
+
+def of_attempt(session: Session, run: str, attempt: int) -> Sequence[Incident]:
+    """Return every incident of an attempt, whatever its state, oldest first."""
+    return session.scalars(
+        select(Incident).where(Incident.run == run, Incident.attempt == attempt).order_by(Incident.opened_at)
+    ).all()
+
+
+def recent(session: Session, *, limit: int = 200, states: Sequence[str] = ()) -> Sequence[Incident]:
+    """Return incidents, newest first."""
+    query = select(Incident).order_by(Incident.opened_at.desc()).limit(limit)
+    return session.scalars(query.where(Incident.state.in_(states)) if states else query).all()
+
+
+def counts(session: Session) -> dict[tuple[str, str], int]:
+    """Return (kind, state) → number."""
+    rows = session.execute(select(Incident.kind, Incident.state, func.count()).group_by(Incident.kind, Incident.state))
+    return {(kind, state): number for kind, state, number in rows}
+
+
+def prune(session: Session, *, before: float) -> None:
+    """Forget incidents that were settled before a moment."""
+    session.execute(
+        delete(Incident).where(
+            Incident.state.not_in(ACTIVE),
+            Incident.opened_at < before,
+            func.coalesce(Incident.resolved_at, Incident.opened_at) < before,
+        )
+    )

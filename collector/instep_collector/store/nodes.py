@@ -1,0 +1,77 @@
+"""Queries about nodes and their raw events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from instep_agent.wire import Event, GpuReport
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
+
+from instep_collector.store.models import EventRow, Node
+
+
+def keep_node(
+    session: Session, node: str, *, cluster: str, boot_id: str, gpus: tuple[GpuReport, ...], at: float
+) -> None:
+    """Keep what is known of a node now."""
+    row = session.get(Node, node)
+    if row is None:
+        row = Node(node=node, cluster=cluster, boot_id=boot_id, gpus=[], first_seen_at=at, last_seen_at=at)
+        session.add(row)
+    row.cluster, row.boot_id, row.last_seen_at = cluster, boot_id, at
+    if gpus:
+        row.gpus = msgspec.to_builtins(gpus)
+
+
+def seen(session: Session, nodes: Sequence[str], *, at: float) -> None:
+    """Keep that nodes were heard of."""
+    session.execute(update(Node).where(Node.node.in_(nodes)).values(last_seen_at=at))
+
+
+def nodes(session: Session) -> Sequence[Node]:
+    """Return every node by name."""
+    return session.scalars(select(Node).order_by(Node.node)).all()
+
+
+def keep_events(session: Session, events: Sequence[tuple[str, Event, float]]) -> int:
+    """Keep (node, event, received at) once each; returns how many were new."""
+    wanted = {event.id: (node, event, at) for node, event, at in events}
+    have = set(session.scalars(select(EventRow.id).where(EventRow.id.in_(wanted))))
+    session.add_all(_row(*found) for id_, found in wanted.items() if id_ not in have)
+    return len(wanted) - len(have)
+
+
+def events(session: Session, *, node: str | None = None, limit: int = 200) -> Sequence[EventRow]:
+    """Return recent events, newest first."""
+    query = select(EventRow).order_by(EventRow.received_at.desc()).limit(limit)
+    return session.scalars(query if node is None else query.where(EventRow.node == node)).all()
+
+
+def prune_events(session: Session, *, before: float) -> None:
+    """Forget events received before a moment."""
+    session.execute(delete(EventRow).where(EventRow.received_at < before))
+
+
+def _row(node: str, event: Event, at: float) -> EventRow:
+    return EventRow(
+        id=event.id,
+        node=node,
+        kind=event.kind,
+        text=clean(event.text),
+        fields=_clean_fields(event.fields),
+        is_drill=event.is_drill,
+        realtime=event.realtime_ns / 1e9,
+        received_at=at,
+    )
+
+
+def _clean_fields(fields: dict[str, str]) -> dict[str, Any]:
+    return {clean(name): clean(value) for name, value in fields.items()}
+
+
+def clean(text: str) -> str:
+    """Return text without NUL, which PostgreSQL does not store."""
+    return text.replace("\0", "")

@@ -1,0 +1,182 @@
+"""What follows an incident, as supervisors report it: acknowledged orders, new attempts, the first kept step, the end.
+
+Called for every report after it was journalled, and again for those that are replayed: doing it twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from instep_collector import control
+from instep_collector.clock import Clock
+from instep_collector.control import Body, Report
+from instep_collector.registry import RunState
+from instep_collector.store import incidents, jobs, orders, plans
+from instep_collector.store.engine import Store
+from instep_collector.store.models import Incident, OrderRow
+from instep_diagnosis.verdict import Kind, Verdict
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from instep_remediation.openings import (
+    JOB_KINDS,
+    Announce,
+    Opening,
+    identity,
+    note,
+    open_incident,
+    resolve,
+    restarted,
+    step_kept,
+)
+from instep_remediation.verdict_json import verdict_from_json, verdict_to_json
+
+
+class Aftermath:
+    """Follows reports."""
+
+    def __init__(self, clock: Clock, store: Store, announce: Announce) -> None:
+        self._clock = clock
+        self._store = store
+        self._announce = announce
+
+    def on_report(self, run: RunState, report: Report, body: Body, _at: float, realtime: float) -> None:
+        """Bring one report into the store, by the time at which it was received."""
+        if isinstance(body, control.Heartbeat | control.Dump):
+            return
+        with self._store.begin() as session:
+            follow(session, self._announce, run, report, body, at=realtime)
+
+
+def follow(session: Session, announce: Announce, run: RunState, report: Report, body: Body, *, at: float) -> None:
+    """Change jobs, orders, plans and incidents by one report."""
+    match body:
+        case control.AttemptOpened():
+            jobs.keep_attempt(session, report.job, report.run, report.attempt, body, at=at)
+            _obsolete(session, report, at)
+            for row in _earlier(session, report):
+                restarted(row, run, report.attempt, at=at)
+        case control.RankExited():
+            jobs.keep_exit(session, report.run, report.attempt, body, at=at)
+        case control.AttemptEnded():
+            jobs.end_attempt(session, report.run, report.attempt, body.outcome, at=at)
+        case control.OrderAcknowledged():
+            _acknowledged(session, report, body, at)
+        case control.LocalDecision():
+            _decided(session, report, body, at)
+        case control.StepKept():
+            for row in _earlier(session, report):
+                step_kept(session, row, report.attempt, body.step, at=at)
+                announce(session, row, "resolved")
+        case control.RunFinished():
+            _finished(session, announce, report, body, at)
+
+
+def expire_orders(clock: Clock, store: Store) -> None:
+    """End orders whose deadline has passed unacknowledged, and the plans that waited for them."""
+    now = clock.realtime()
+    with store.begin() as session:
+        for order in session.scalars(select(OrderRow).where(OrderRow.outcome == "")).all():
+            if now > order.created_at + order.deadline_seconds:
+                end_order(session, order, "expired", "not acknowledged before its deadline", at=now)
+
+
+def end_order(session: Session, order: OrderRow, outcome: str, detail: str, *, at: float) -> None:
+    """Write down how an order ended, in its plan and incident as well. The first outcome stays."""
+    if order.outcome:
+        return
+    order.outcome, order.detail, order.ended_at = outcome, detail, at
+    if order.action == "dump":
+        return
+    for plan in plans.of_incident(session, order.incident):
+        plans.settle(
+            session,
+            plan.id,
+            order.action,
+            state="done" if outcome == "done" else "failed",
+            detail=f"{outcome} {detail}".strip(),
+            at=at,
+        )
+    row = session.get(Incident, order.incident)
+    if row is not None:
+        note(row, f"Order {order.id} ({order.action}) was {_words(outcome)}{f': {detail}' if detail else ''}.")
+
+
+def _words(outcome: str) -> str:
+    return {"done": "acknowledged", "obsolete": "overtaken by a newer attempt"}.get(outcome, outcome)
+
+
+def _acknowledged(session: Session, report: Report, body: control.OrderAcknowledged, at: float) -> None:
+    order = orders.get(session, body.order)
+    if order is not None and order.run == report.run:
+        end_order(session, order, "done" if body.outcome == "done" else "refused", body.detail, at=at)
+
+
+def _obsolete(session: Session, report: Report, at: float) -> None:
+    for order in orders.listed(session, report.run):
+        if order.attempt < report.attempt:
+            end_order(session, order, "obsolete", "", at=at)
+
+
+def _earlier(session: Session, report: Report) -> list[Incident]:
+    """Return the run's incidents that ended an earlier attempt and are not over."""
+    return [
+        row
+        for row in incidents.active(session, run=report.run)
+        if row.kind in JOB_KINDS and row.attempt < report.attempt and row.state == "open"
+    ]
+
+
+def _decided(session: Session, report: Report, body: control.LocalDecision, at: float) -> None:
+    """The coordinator acted by itself: note it, and open the hang that it found while this server was away."""
+    sentence = f"The job's coordinator decided by itself: {body.action}. {body.reason}".strip()
+    rows = [
+        row
+        for row in incidents.active(session, run=report.run)
+        if row.attempt == report.attempt and row.kind in JOB_KINDS
+    ]
+    verdict = _local_verdict(body)
+    if not rows and verdict is not None and verdict.kind is Kind.HANG:
+        rows = [
+            open_incident(
+                session,
+                Opening(
+                    identity(report.run, report.attempt, "hang", verdict.onset_step),
+                    Kind.HANG.value,
+                    report.job,
+                    report.run,
+                    report.attempt,
+                    verdict.summary,
+                    verdict.onset_step,
+                    at - verdict.onset_age_seconds,
+                    verdict.is_drill,
+                ),
+                state="open",
+                now=at,
+            )[0]
+        ]
+    for row in rows:
+        row.state = "open"
+        note(row, sentence)
+        if verdict is not None and row.verdict_at is None:
+            row.summary, row.verdict = verdict.summary, verdict_to_json(verdict)
+            row.alarm_at, row.verdict_at = row.alarm_at or at, at
+
+
+def _local_verdict(body: control.LocalDecision) -> Verdict | None:
+    try:
+        return verdict_from_json(body.verdict) if body.verdict else None
+    except msgspec.ValidationError:
+        return None
+
+
+def _finished(session: Session, announce: Announce, report: Report, body: control.RunFinished, at: float) -> None:
+    jobs.end_run(session, report.run, body.outcome, at=at)
+    for order in orders.listed(session, report.run):
+        end_order(session, order, "obsolete", "the run is over", at=at)
+    for row in incidents.active(session, run=report.run):
+        is_open = row.state == "open"
+        if is_open and row.kind in JOB_KINDS and row.verdict_at is None:
+            continue  # Its verdict is still to come; it is ended right after.
+        resolve(session, row, f"The run is over ({body.outcome}).", at=at, state="resolved" if is_open else "withdrawn")
+        if is_open:
+            announce(session, row, "resolved")

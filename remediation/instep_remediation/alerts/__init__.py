@@ -1,0 +1,1 @@
+"""Messages to people: one for each incident, through an outbox that survives the server."""

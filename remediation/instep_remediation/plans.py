@@ -1,0 +1,84 @@
+"""The planner: verdict, policy and budget in, a printable plan out. Pure; what it holds back it says why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from instep_diagnosis.verdict import Certainty, Kind, Verdict
+
+from instep_remediation.actions import Action, DrainNode, Notify, Restart
+from instep_remediation.guards import JobBudget, restart_refusal
+from instep_remediation.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Ordered actions with their reason."""
+
+    incident: str
+    job: str
+    run: str
+    attempt: int
+    actions: tuple[Action, ...]
+    reason: str
+    """Why these actions, and why not others."""
+
+    @property
+    def restart(self) -> Restart | None:
+        """The restart in it, if it has one."""
+        return next((action for action in self.actions if isinstance(action, Restart)), None)
+
+
+def make_plan(incident: str, verdict: Verdict, policy: Policy, budget: JobBudget) -> Plan | None:
+    """Return what to do about a verdict; None for a suspect, about which nothing is done.
+
+    Stragglers and facts without a failed job restart nothing. A node is left out of the restart, and proposed for
+    draining, only on evidence against the node itself: a stopped process is none.
+    """
+    if verdict.certainty is not Certainty.CONFIRMED:
+        return None
+    actions: list[Action] = []
+    reasons = [verdict.summary]
+    nodes = nodes_at_fault(verdict, policy)
+    if verdict.kind in (Kind.HANG, Kind.CRASH, Kind.MISMATCH):
+        refusal = restart_refusal(verdict, policy, budget)
+        if refusal is None:
+            exclude = nodes if policy.nodes.exclude and len(nodes) <= budget.standby else ()
+            if nodes and not exclude:
+                reasons.append(
+                    f"The restart is in place: {budget.standby} nodes stand by for {', '.join(nodes)}, and the "
+                    f"policy says nodes.exclude = {str(policy.nodes.exclude).lower()}."
+                )
+            actions.append(Restart(verdict.job, verdict.run, verdict.attempt, exclude))
+        else:
+            reasons.append(f"No restart is ordered: {refusal}.")
+    if policy.nodes.drain == "propose":
+        actions.extend(DrainNode(node, verdict.summary) for node in nodes)
+    actions.append(Notify(incident))
+    return Plan(incident, verdict.job, verdict.run, verdict.attempt, tuple(actions), " ".join(reasons))
+
+
+def nodes_at_fault(verdict: Verdict, policy: Policy) -> tuple[str, ...]:
+    """Return the nodes against which there is evidence, surely enough; each once, most certain first."""
+    if not verdict.is_node_at_fault:
+        return ()
+    sure = [
+        suspect.node
+        for suspect in verdict.suspects
+        if suspect.node and suspect.confidence >= policy.nodes.confidence_min
+    ]
+    return tuple(dict.fromkeys(sure))
+
+
+def describe(plan: Plan) -> str:
+    """Return a plan as it is printed: the reason, then each action with what happens to it.
+
+    >>> print(describe(Plan("inc-1", "gpt", "r1", 0, (DrainNode("node-b", "Xid 79"),), "GPU fell off the bus.")))
+    Plan for incident inc-1: GPU fell off the bus.
+      1. drain node node-b: Xid 79 [proposed: nodes are watch-only]
+    """
+    lines = [f"Plan for incident {plan.incident}: {plan.reason}"]
+    for number, action in enumerate(plan.actions, 1):
+        note = " [proposed: nodes are watch-only]" if action.is_about_nodes else ""
+        lines.append(f"  {number}. {action.describe()}{note}")
+    return "\n".join(lines)

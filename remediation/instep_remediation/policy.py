@@ -1,0 +1,52 @@
+"""The policy: which verdict leads to which actions. One TOML file; without one the defaults below hold.
+
+Nodes are watch-only: draining is proposed and printed. Jobs are restarted within the budget that `instep run
+--max-restarts` gave them (0 unless said otherwise).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_strict = ConfigDict(extra="forbid", frozen=True)
+
+
+class JobPolicy(BaseModel):
+    """What may be done to jobs."""
+
+    model_config = _strict
+    restart: bool = True
+    """Order restarts after a crash or a confirmed hang, within the job's own budget."""
+    restart_interval_seconds_min: float = Field(default=0.0, ge=0.0)
+    """Not sooner than this after the last restart order of the same run: a storm of restarts mends nothing."""
+
+
+class NodePolicy(BaseModel):
+    """What may be done to nodes."""
+
+    model_config = _strict
+    drain: Literal["propose", "off"] = "propose"
+    """`propose` prints a drain for somebody to decide on; `off` does not even that."""
+    exclude: bool = True
+    """Leave a node out of a restart when there is evidence against the node itself."""
+    confidence_min: float = Field(default=0.8, ge=0.0, le=1.0)
+    """Less sure than this, a node is neither left out nor proposed for draining."""
+
+
+class GuardPolicy(BaseModel):
+    """Limits that no verdict overrides."""
+
+    model_config = _strict
+    evidence_age_seconds_max: float = Field(default=30.0, gt=0.0)
+    """A verdict drawn from older evidence plans nothing."""
+
+
+class Policy(BaseModel):
+    """The whole policy."""
+
+    model_config = _strict
+    jobs: JobPolicy = JobPolicy()
+    nodes: NodePolicy = NodePolicy()
+    guards: GuardPolicy = GuardPolicy()

@@ -1,0 +1,1 @@
+"""The server: composes ingest, detectors, remediation, API and page into one process."""

@@ -1,0 +1,99 @@
+"""The server's configuration: one TOML file, overruled by the command line. Every field has a safe default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from instep_collector.tokens import Principal, Scope, TokenEntry
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+_strict = ConfigDict(extra="forbid", frozen=True)
+
+
+class TokenConfig(BaseModel):
+    """One more token, by its hash: `printf %s TOKEN | sha256sum`."""
+
+    model_config = _strict
+    name: str = Field(min_length=1, max_length=100)
+    """Who holds it; shown in the audit log."""
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    """Hex SHA-256 of a random token."""
+    scopes: frozenset[Scope] = Field(min_length=1)
+    """`agent`, `view`, `operate`, `admin`."""
+    node: str | None = None
+    """The only node it may speak for; unset is any."""
+
+    def entry(self) -> TokenEntry:
+        """Return it as the token book holds it."""
+        return TokenEntry(self.sha256, Principal(self.name, self.scopes, self.node))
+
+
+class HangConfig(BaseModel):
+    """When a job counts as stalled; what is not set here has the detector's default."""
+
+    model_config = _strict
+    stall_floor_seconds: float | None = Field(default=None, gt=0.0)
+    """No wait shorter than this is a stall."""
+    stall_step_factor: float | None = Field(default=None, gt=1.0)
+    """Peers must have waited this many median steps."""
+    report_age_seconds_max: float | None = Field(default=None, gt=0.0)
+    """A rank whose report is older is unknown."""
+    unknown_phase_patience_seconds: float | None = Field(default=None, gt=0.0)
+    """A rank outside every known phase stays a suspect for this long."""
+
+
+class ServerConfig(BaseModel):
+    """The whole configuration."""
+
+    model_config = _strict
+    listen: str = "127.0.0.1:7070"
+    """Address and port; loopback unless told otherwise."""
+    state_dir: Path = Path("instep-state")
+    """Journal, embedded database and token live here."""
+    database: str = ""
+    """SQLAlchemy URL; empty is SQLite in the state folder."""
+    token_file: Path | None = None
+    """The administrator's token; without one it is made in the state folder at the first start."""
+    policy: Path | None = None
+    """The policy file; without one the defaults hold."""
+    webhook: str = ""
+    """One POST for each incident goes here; empty sends none."""
+    webhook_on_resolve: bool = False
+    """A second POST when the incident is over."""
+    public_url: str = ""
+    """How people reach the page, for links in messages; empty is the address listened on."""
+    runbook_url: str = "docs/runbooks"
+    """Where the runbook pages are."""
+    metrics_open: bool = False
+    """Answer /metrics without a token."""
+    journal_fsync_seconds: float = Field(default=1.0, gt=0.0, le=60.0)
+    """Power loss costs at most this much of the samples."""
+    evidence_grace_seconds: float = Field(default=0.6, ge=0.0, le=30.0)
+    """How long a crash waits for facts about its node."""
+    retention_days: float = Field(default=90.0, gt=0.0)
+    """Settled incidents, ended runs and events are kept this long."""
+    tokens: tuple[TokenConfig, ...] = ()
+    """More tokens, by hash."""
+    hang: HangConfig = HangConfig()
+    """The hang detector."""
+
+    @field_validator("listen")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdigit() or int(port) > 65535:
+            raise ValueError("use HOST:PORT, such as 127.0.0.1:7070")
+        return value
+
+    @field_validator("webhook")
+    @classmethod
+    def _is_http(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("use an http:// or https:// address")
+        return value
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port to listen on."""
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)

@@ -1,0 +1,211 @@
+"""Everything one server holds, put together in one place; starts it in order and ends it in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+from dataclasses import fields, replace
+from pathlib import Path
+
+import msgspec
+from apscheduler.schedulers.asyncio import AsyncIOScheduler  # type: ignore[import-untyped]
+from instep_agent.wire import GpuReport
+from instep_collector.clock import Clock
+from instep_collector.control import Member
+from instep_collector.errors import StartError
+from instep_collector.facts import FactBook
+from instep_collector.hot_window import HotWindow
+from instep_collector.intake import Intake
+from instep_collector.journal import Journal
+from instep_collector.metrics import Metrics
+from instep_collector.registry import Registry
+from instep_collector.store import incidents, jobs, nodes, outbox
+from instep_collector.store.engine import Store
+from instep_collector.tokens import TokenBook, admin_entry, read_or_make_token, read_token
+from instep_collector.watch import Watch, WatchSettings
+from instep_diagnosis.settings import HangSettings
+
+from instep_remediation.aftermath import Aftermath
+from instep_remediation.alerts.webhook import WebhookOutbox
+from instep_remediation.desk import Desk
+from instep_remediation.executor import Executor, NodeExecutor, PrintingExecutor
+from instep_remediation.orders import OrderHub
+from instep_remediation.policy import Policy
+from instep_remediation.server.config import HangConfig, ServerConfig
+from instep_remediation.server.gate import Sessions
+
+log = logging.getLogger(__name__)
+
+
+class Runtime:
+    """One server's parts. Made closed; `open` takes the state folder, `start` begins the loops."""
+
+    def __init__(
+        self, config: ServerConfig, policy: Policy, clock: Clock, *, nodes: NodeExecutor | None = None
+    ) -> None:
+        self.config = config
+        self.policy = policy
+        self.clock = clock
+        self.is_ready = False
+        self.public_url = config.public_url or f"http://{config.listen}"
+        self._lock = _lock_state(config.state_dir)
+        self.token_file = config.token_file or config.state_dir / "token"
+        token = read_token(config.token_file) if config.token_file else read_or_make_token(self.token_file)
+        self.book = TokenBook([admin_entry(token), *(token.entry() for token in config.tokens)])
+        self.sessions = Sessions(clock)
+        self.store = Store(config.database or f"sqlite:///{(config.state_dir / 'instep.db').absolute()}")
+        self.journal = Journal(config.state_dir / "journal")
+        self.registry, self.window, self.facts, self.metrics = Registry(), HotWindow(), FactBook(), Metrics()
+        self.intake = Intake(clock, self.journal, self.registry, self.window, self.facts)
+        self.hub = OrderHub(clock, self.store)
+        self.webhooks = WebhookOutbox(
+            clock,
+            self.store,
+            self.metrics,
+            url=config.webhook,
+            page_url=self.public_url,
+            runbook_base=config.runbook_url,
+            is_told_on_resolve=config.webhook_on_resolve,
+        )
+        executor = Executor(clock, self.hub, nodes or PrintingExecutor())
+        self.aftermath = Aftermath(clock, self.store, self.webhooks.announce)
+        self.desk = Desk(
+            clock,
+            self.store,
+            self.registry,
+            self.hub,
+            executor,
+            policy=policy,
+            metrics=self.metrics,
+            announce=self.webhooks.announce,
+        )
+        self.watch = Watch(
+            clock,
+            self.registry,
+            self.facts,
+            self.intake,
+            self.store,
+            self.desk,
+            metrics=self.metrics,
+            settings=WatchSettings(
+                hang=hang_settings(config.hang), evidence_grace_seconds=config.evidence_grace_seconds
+            ),
+        )
+        self.metrics.watch(clock, self.registry, self.intake, self.journal)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._scheduler = AsyncIOScheduler(timezone="UTC")
+
+    def page_link(self) -> str:
+        """Return a link to the page that works once."""
+        return f"{self.public_url}/?link={self.sessions.new_link()}"
+
+    def open(self) -> None:
+        """Rebuild what was known: runs and nodes from the store, then the journal's last minutes."""
+        self.journal.open()
+        self._load()
+        self.intake.on_report = self.aftermath.on_report
+        replayed = self.intake.replay()
+        if self.journal.cut_bytes:
+            log.warning("The journal's last record was torn: %d bytes were cut off.", self.journal.cut_bytes)
+        log.info("%d journal records were replayed.", replayed)
+        self.is_ready = True
+
+    def start(self) -> None:
+        """Begin the loops, in the running event loop."""
+        self._tasks = [
+            asyncio.create_task(coroutine, name=name)
+            for name, coroutine in (
+                ("watch", self.watch.run()),
+                ("webhooks", self.webhooks.run()),
+                ("fsync", self._sync_journal()),
+            )
+        ]
+        self._scheduler.add_job(self.prune, "interval", hours=1)
+        self._scheduler.start()
+
+    async def stop(self) -> None:
+        """End the loops and close everything."""
+        self.is_ready = False
+        self.hub.release()
+        if self._scheduler.running:
+            self._scheduler.shutdown(wait=False)
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self.close()
+
+    def close(self) -> None:
+        """Close files and connections."""
+        self.journal.close()
+        self.store.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    async def prune(self) -> None:
+        """Forget what is older than the retention."""
+        before = self.clock.realtime() - self.config.retention_days * 86400.0
+        with self.store.begin() as session:
+            nodes.prune_events(session, before=before)
+            outbox.prune(session, before=before)
+            incidents.prune(session, before=before)
+            jobs.prune(session, before=before)
+
+    async def _sync_journal(self) -> None:
+        while True:
+            await asyncio.sleep(self.config.journal_fsync_seconds)
+            try:
+                await self.journal.sync()
+            except OSError:
+                log.exception("The journal cannot be brought to the disk.")
+
+    def _load(self) -> None:
+        now, realtime = self.clock.monotonic(), self.clock.realtime()
+        with self.store.begin() as session:
+            for job, attempt in jobs.running(session):
+                run = self.registry.ensure(job.job, job.run)
+                run.attempt, run.world_size, run.is_controlled = job.attempt, job.world_size, True
+                run.max_restarts, run.restarts_used = job.max_restarts, job.restarts_used
+                run.standby, run.members = tuple(job.standby), msgspec.convert(attempt.members, tuple[Member, ...])
+                run.is_attempt_over = attempt.ended_at is not None
+                run.heard_at = now - max(0.0, realtime - attempt.opened_at)  # The journal knows of later heartbeats.
+            for node in nodes.nodes(session):
+                self.registry.see_node(
+                    node.node,
+                    cluster=node.cluster,
+                    boot_id=node.boot_id,
+                    gpus=msgspec.convert(node.gpus, tuple[GpuReport, ...]),
+                    at=now - max(0.0, realtime - node.last_seen_at),
+                )
+
+
+def hang_settings(config: HangConfig) -> HangSettings:
+    """Return the detector's settings with what the configuration changes."""
+    known = {field.name for field in fields(HangSettings)}
+    changed = {name: value for name, value in config.model_dump().items() if value is not None and name in known}
+    return replace(HangSettings(), **changed)
+
+
+def _lock_state(folder: Path) -> int:
+    """Make the state folder and hold it for this process alone."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StartError(
+            f"Cannot write to the state folder {folder} ({error.strerror}): give the server a --state-dir it "
+            "may write to."
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise StartError(
+            f"The state folder {folder} is in use by another server: give this one its own --state-dir."
+        ) from error
+    return descriptor

@@ -1,0 +1,157 @@
+"""Rows of the store as the API shows them: moments in ISO 8601, durations in seconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from instep_collector.registry import NodeState, Registry, RunState
+from instep_collector.store.models import ActionRow, Incident, Node, OrderRow, PlanRow
+
+from instep_remediation.advice import next_steps, runbook
+from instep_remediation.alerts.message import moment
+from instep_remediation.verdict_json import verdict_from_json
+
+MOMENTS = ("onset", "alarm", "verdict", "ordered", "restarted", "step_kept", "resolved")
+
+
+def between(start: float | None, end: float | None) -> float | None:
+    """Return end − start in seconds, None when either is not known."""
+    return None if start is None or end is None else round(end - start, 3)
+
+
+def incident_view(row: Incident, *, runbook_base: str) -> dict[str, Any]:
+    """Return one incident with verdict, timeline and latencies."""
+    verdict = verdict_from_json(row.verdict) if row.verdict else None
+    return {
+        "id": row.id,
+        "kind": row.kind,
+        "state": row.state,
+        "job": row.job,
+        "run": row.run,
+        "attempt": row.attempt,
+        "summary": row.summary,
+        "is_drill": row.is_drill,
+        "labels": row.labels,
+        "onset_step": row.onset_step,
+        "certainty": verdict.certainty.value if verdict else ("suspect" if row.state == "suspect" else "alarm"),
+        "confidence": verdict.confidence if verdict else None,
+        "owner": verdict.owner.value if verdict else "unknown",
+        "suspects": (row.verdict or {}).get("suspects", []),
+        "verdict": row.verdict,
+        "done": row.done,
+        "next": next_steps(verdict),
+        "runbook": runbook(row.kind, runbook_base),
+        "resolution": row.resolution,
+        "step_kept": row.step_kept,
+        "opened_at": moment(row.opened_at),
+        "merged_into": row.merged_into,
+        "timeline": timeline(row),
+        "latencies": latencies(row),
+    }
+
+
+def timeline(row: Incident) -> dict[str, Any]:
+    """Return the incident's moments on the server's clock: ISO 8601 for people, `*_realtime` in seconds since 1970."""
+    moments = {name: getattr(row, f"{name}_at") for name in MOMENTS}
+    return {f"{name}_at": moment(at) for name, at in moments.items()} | {
+        f"{name}_realtime": at for name, at in moments.items()
+    }
+
+
+def latencies(row: Incident) -> dict[str, float | None]:
+    """Return the three latencies that are always reported apart, and the whole."""
+    return {
+        "onset_to_alarm_seconds": between(row.onset_at, row.alarm_at),
+        "alarm_to_verdict_seconds": between(row.alarm_at, row.verdict_at),
+        "verdict_to_step_kept_seconds": between(row.verdict_at, row.step_kept_at),
+        "onset_to_step_kept_seconds": between(row.onset_at, row.step_kept_at),
+    }
+
+
+def plan_view(row: PlanRow, actions: list[ActionRow]) -> dict[str, Any]:
+    """Return one plan with its actions."""
+    return {
+        "id": row.id,
+        "incident": row.incident,
+        "job": row.job,
+        "run": row.run,
+        "attempt": row.attempt,
+        "state": row.state,
+        "reason": row.reason,
+        "text": row.text,
+        "created_at": moment(row.created_at),
+        "ended_at": moment(row.ended_at),
+        "actions": [
+            {
+                "position": action.position,
+                "name": action.name,
+                "arguments": action.arguments,
+                "state": action.state,
+                "detail": action.detail,
+            }
+            for action in actions
+        ],
+    }
+
+
+def order_view(row: OrderRow) -> dict[str, Any]:
+    """Return one order."""
+    return {
+        "id": row.id,
+        "run": row.run,
+        "attempt": row.attempt,
+        "action": row.action,
+        "exclude": row.exclude,
+        "reason": row.reason,
+        "incident": row.incident,
+        "deadline_seconds": row.deadline_seconds,
+        "outcome": row.outcome,
+        "detail": row.detail,
+        "created_at": moment(row.created_at),
+        "ended_at": moment(row.ended_at),
+    }
+
+
+def node_view(row: Node, live: NodeState | None, now: float) -> dict[str, Any]:
+    """Return one node; `heard_age_seconds` is None when its agent was not heard of since the server started."""
+    return {
+        "node": row.node,
+        "cluster": row.cluster,
+        "boot_id": row.boot_id,
+        "gpus": row.gpus,
+        "first_seen_at": moment(row.first_seen_at),
+        "last_seen_at": moment(row.last_seen_at),
+        "heard_age_seconds": None if live is None else round(max(0.0, now - live.heard_at), 3),
+    }
+
+
+def job_view(run: RunState, registry: Registry, now: float) -> dict[str, Any]:
+    """Return one run as it is now."""
+    board = run.current()
+    state = run.outcome or "finished" if run.is_finished else "running" if registry.is_live(run, now) else "silent"
+    return {
+        "job": run.job,
+        "run": run.run,
+        "attempt": run.attempt,
+        "state": state,
+        "world_size": run.world_size,
+        "max_restarts": run.max_restarts,
+        "restarts_used": run.restarts_used,
+        "standby": list(run.standby),
+        "step": board.step(),
+        "is_controlled": run.is_controlled,
+        "heard_age_seconds": round(max(0.0, now - run.heard_at), 3),
+        "ranks": [
+            {
+                "rank": report.rank,
+                "node": report.node,
+                "gpu": report.gpu,
+                "step": report.step,
+                "phase": report.phase,
+                "process_state": report.process_state,
+                "report_age_seconds": round(age, 3),
+                "heartbeat_age_seconds": round(report.heartbeat_age_seconds + age, 3),
+            }
+            for report, age in board.ranks_now(now)
+        ],
+    }

@@ -1,0 +1,119 @@
+"""Straggler incidents: opened once for a rank on its node, renewed while it lasts, ended when it is over. Nothing is
+restarted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from instep_collector.boards import RankBoard
+from instep_collector.clock import Clock
+from instep_collector.registry import RunState
+from instep_collector.sink import Finding
+from instep_collector.store import incidents as queries
+from instep_collector.store.engine import Store
+from instep_collector.store.models import Incident
+from instep_diagnosis.verdict import Kind
+from sqlalchemy.orm import Session
+
+from instep_remediation.openings import Opening, fill_in, identity, open_incident, resolve
+
+CLEAR_SECONDS = 10.0
+CLEAR_STEPS = 10
+"""Not found for this long and this many steps: over. A job that stands still proves nothing."""
+RENEW_SECONDS = 30.0
+
+Conclude = Callable[[Session, Incident, Finding], None]
+Key = tuple[str, int | None, str]
+
+
+@dataclass(slots=True)
+class Open:
+    """One straggler that is known."""
+
+    incident: str
+    found_at: float
+    found_step: int
+    renewed_at: float
+
+
+class StragglerDesk:
+    """Open stragglers by (run, rank, node), across attempts: the same slow rank after a restart is the same incident.
+    """
+
+    def __init__(self, clock: Clock, store: Store, conclude: Conclude) -> None:
+        self._clock = clock
+        self._store = store
+        self._conclude = conclude
+        self._open: dict[Key, Open] = {}
+        now = clock.monotonic()
+        with store.begin() as session:
+            for row in queries.active(session):
+                suspects = (row.verdict or {}).get("suspects") or [{}]
+                if row.kind == Kind.STRAGGLER and suspects[0]:
+                    key = (row.run, suspects[0].get("rank"), suspects[0].get("node", ""))
+                    self._open[key] = Open(row.id, now, row.onset_step or 0, now)
+
+    def straggling(self, run: RunState, board: RankBoard, findings: Sequence[Finding]) -> None:
+        """Take in all stragglers of a run at this moment."""
+        now, step = self._clock.monotonic(), board.step()
+        for finding in findings:
+            suspect = finding.verdict.suspects[0] if finding.verdict.suspects else None
+            key = (run.run, suspect.rank if suspect else None, suspect.node if suspect else "")
+            known = self._open.get(key)
+            if known is None:
+                self._open[key] = Open(self._begin(finding, key), now, step, now)
+                continue
+            known.found_at, known.found_step = now, step
+            if now - known.renewed_at >= RENEW_SECONDS:
+                known.renewed_at = now
+                self._renew(known.incident, finding)
+        for key, known in list(self._open.items()):
+            if key[0] == run.run and self._is_over(known, run, now, step):
+                del self._open[key]
+                self._end(known.incident, step)
+
+    def _is_over(self, known: Open, run: RunState, now: float, step: int) -> bool:
+        return run.is_finished or (now - known.found_at >= CLEAR_SECONDS and step >= known.found_step + CLEAR_STEPS)
+
+    def _begin(self, finding: Finding, key: Key) -> str:
+        run, verdict, now = finding.run, finding.verdict, self._clock.realtime()
+        with self._store.begin() as session:
+            name = identity(run.run, finding.board.attempt, "straggler", verdict.onset_step)
+            row, is_new = open_incident(
+                session,
+                Opening(
+                    f"{name}/{key[1]}",
+                    Kind.STRAGGLER.value,
+                    run.job,
+                    run.run,
+                    finding.board.attempt,
+                    verdict.summary,
+                    verdict.onset_step,
+                    now - verdict.onset_age_seconds,
+                    verdict.is_drill,
+                    key[2],
+                ),
+                state="open",
+                now=now,
+            )
+            if is_new:
+                self._conclude(session, row, finding)
+            elif row.state == "resolved":  # It came back from the same onset: the same incident goes on.
+                row.state, row.resolved_at, row.resolution = "open", None, ""
+            return row.id
+
+    def _renew(self, incident: str, finding: Finding) -> None:
+        with self._store.begin() as session:
+            row = session.get(Incident, incident)
+            if row is not None and row.state == "open":
+                fill_in(row, finding, now=self._clock.realtime())
+
+    def _end(self, incident: str, step: int) -> None:
+        with self._store.begin() as session:
+            row = session.get(Incident, incident)
+            if row is not None and row.state == "open":
+                resolve(
+                    session, row, f"The rank is as fast as its peers again at step {step}.", at=self._clock.realtime()
+                )
