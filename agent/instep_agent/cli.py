@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="instep agent: %(message)s")
     try:
         config = effective_config(options)
-        node = Node(_node_name(config), Path(config.root), Path(config.record_root))
+        node = Node(_node_name(config), Path(config.root), Path(config.record_root), Path(config.proc) if config.proc else None)
         return run_once(config, node, is_json=options.json) if options.once else run(config, node)
     except AgentError as error:
         sys.stderr.write(f"instep agent: {error}\n")
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--node", metavar="NAME", help="name of this node (default: INSTEP_NODE_NAME)")
     parser.add_argument("--cluster", metavar="NAME", help="name of the cluster")
     parser.add_argument("--record-root", metavar="DIR", help="folder of the rank records (default /dev/shm/instep)")
+    parser.add_argument("--proc", metavar="DIR", help="folder of the process table (default ROOT/proc)")
     parser.add_argument("--root", metavar="DIR", help="root of the file system to read (default /)")
     parser.add_argument(
         "--spool", metavar="DIR", help="folder that keeps unacknowledged frames (default: a temporary one)"
@@ -82,6 +83,7 @@ _OPTION_OF_KEY = {
     "cluster": "cluster",
     "record_root": "record_root",
     "root": "root",
+    "proc": "proc",
     "spool_folder": "spool",
     "listen": "listen",
     "frame_interval_seconds": "interval",

@@ -27,6 +27,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """File with the bearer token; `INSTEP_TOKEN` when empty."""
     root: str = "/"
     """Root of the file system to read, for an agent in a container."""
+    proc: str = ""
+    """Folder of the process table; `<root>/proc` when empty."""
     record_root: str = "/dev/shm/instep"
     """Folder of the rank records."""
     spool_folder: str = ""

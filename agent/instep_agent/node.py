@@ -19,13 +19,20 @@ class Node:
     name: str
     root: Path = Path("/")
     record_root: Path = Path("/dev/shm/instep")
+    proc_root: Path | None = None
+    """Where the process table is, when not in `<root>/proc`: an agent that sees the node's processes through its own /proc."""
     monotonic_ns: Callable[[], int] = time.monotonic_ns
     realtime_ns: Callable[[], int] = time.time_ns
 
     @property
     def proc(self) -> Path:
-        """The node's /proc."""
-        return self.root / "proc"
+        """The node's process table."""
+        return self.root / "proc" if self.proc_root is None else self.proc_root
+
+    @property
+    def driver(self) -> Path:
+        """What the GPU driver tells of itself, under the file system's root."""
+        return self.root / "proc/driver"
 
     @property
     def boot_id(self) -> str:

@@ -23,7 +23,7 @@ class GpuInventory:
 
     def collect(self, node: Node) -> Iterator[GpuReport]:
         """Yield one report per GPU. Raise `Absent` on a node without the NVIDIA driver."""
-        folder = node.proc / "driver/nvidia/gpus"
+        folder = node.driver / "nvidia/gpus"
         if not folder.is_dir():
             raise Absent(f"{folder} does not exist: no NVIDIA driver is loaded.")
         for information in sorted(folder.glob("*/information"))[:GPUS_MAX]:

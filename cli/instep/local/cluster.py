@@ -85,7 +85,7 @@ class LocalCluster:
     def start_agent(self, node: str) -> None:
         """Start one node's agent over its simulated root."""
         self.processes.start(f"agent-{node}", "agent", "--server", self.url, "--token-file", str(self.token_file), "--node", node,
-                             "--record-root", str(self.records), "--root", str(self.root(node)),
+                             "--record-root", str(self.records), "--root", str(self.root(node)), "--proc", "/proc",
                              "--spool", str(self.folder / "spool" / node))
 
     def start_supervisor(self, node: str, endpoint: str, run: str, *, nnodes: str, per_node: int, options: Sequence[str] = (),

@@ -213,6 +213,8 @@ class Hub:
         if step is None or self._kept_attempt == attempt:
             return
         self._kept_attempt = attempt
+        if attempt == 0:
+            return  # nothing was to be kept from
         self._tell(Tell("step_kept", {"step": step, "after_attempt": attempt - 1}, attempt))
 
     def _keep(self, task: asyncio.Task[None]) -> None:
