@@ -1,11 +1,10 @@
-"""A resumed run's losses equal those of an undisturbed run bit for bit, on four real ranks, whatever was killed when."""
+"""A resumed run's losses equal those of an undisturbed run bit for bit, on four real ranks, whatever was killed."""
 
 import random
 import re
 import shutil
 
 import pytest
-
 from instep_trainer.checkpoint.agree import resume_step
 from instep_trainer.checkpoint.slots import BOUNDARIES, inventory, slot_path
 from instep_trainer.train.losses import read_losses
@@ -72,6 +71,27 @@ def test_ranks_moved_to_another_node_receive_the_state_from_those_that_have_it(m
     outcome = finish(job)
     assert resumed_at(outcome) == (8, "memory")
     assert f"received by ranks {moved[0]}, {moved[1]}" in outcome.log
+    assert losses_of(job) == first(undisturbed, 16)
+
+
+def test_a_rank_that_was_renumbered_takes_the_state_of_its_neighbours(make_job, undisturbed, tmp_path):
+    """Node a is lost; what were ranks 2 and 3 on node b are now 0 and 1, and a fresh node takes 2 and 3."""
+    job = make_job(folders=[tmp_path / "a", tmp_path / "a", tmp_path / "b", tmp_path / "b"])
+    job.attempt(faults={0: {"point": "forward", "count": 9, "signal": "SIGKILL"}})
+    job.folders = [tmp_path / "b", tmp_path / "b", tmp_path / "c", tmp_path / "c"]
+    outcome = finish(job)
+    assert resumed_at(outcome) == (8, "memory")
+    assert "received by ranks 2, 3" in outcome.log
+    assert losses_of(job) == first(undisturbed, 16)
+
+
+def test_numbering_of_attempts_that_begins_again_voids_nothing(make_job, undisturbed):
+    """A run taken up by a new launcher may count its attempts from 0; what it keeps must still go before what was."""
+    job = make_job()
+    for attempt, step in ((3, 5), (0, 4), (0, 3)):
+        job.attempt(environment={"INSTEP_ATTEMPT": str(attempt)},
+                    faults={1: {"point": "forward", "count": step, "signal": "SIGKILL"}})
+    assert resumed_at(finish(job, environment={"INSTEP_ATTEMPT": "0"})) == (4 + 3 + 2, "memory")
     assert losses_of(job) == first(undisturbed, 16)
 
 

@@ -1,7 +1,7 @@
 """Started by the tests: imports torch once and forks ranks, so that a 4-rank attempt costs a second and not ten.
 
-Reads one JSON line per request on standard input: {"ranks": [{"environment", "arguments", "log", "fault"}]} answers {"pids"};
-{"wait": [pids], "seconds"} answers {"codes": {pid: exit code, or null when it lives}}.
+Reads one JSON line per request on standard input: {"ranks": [{"environment", "arguments", "log", "fault"}]} answers
+{"pids"}; {"wait": [pids], "seconds"} answers {"codes": {pid: exit code, or null when it lives}}.
 """
 
 import json
@@ -13,10 +13,9 @@ import traceback
 
 
 def main() -> None:
+    import instep_trainer.train.loop  # noqa: F401
     import torch
     import torch.nn.parallel
-
-    import instep_trainer.train.loop  # noqa: F401
 
     torch.set_num_threads(1)
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
@@ -36,7 +35,7 @@ def start(rank):
     code = 1
     try:
         code = run(rank)
-    except BaseException:
+    except BaseException:  # noqa: BLE001  a forked child must not go on as the zygote
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()

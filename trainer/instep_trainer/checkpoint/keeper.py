@@ -49,11 +49,14 @@ class Keeper:
         load_into(self._state, snapshot)
         return resumed.agreement, snapshot.extras
 
-    def keep(self, step: int, extras: Extras) -> None:
-        """Keep the state in shared memory; on return this rank has kept the step. Without slots nothing is done."""
+    def keep(self, step: int, extras: Extras, state: Mapping[str, Tensor] | None = None) -> None:
+        """Keep the state, or the one given in its place, in shared memory; on return this rank has kept the step.
+
+        Without slots nothing is done.
+        """
         if self._slots is not None:
             self._slots.write(Entry(step, self._attempt), self._layout.manifest(extras), self._layout.payload_bytes,
-                              self._layout.chunks(self._state))
+                              self._layout.chunks(state or self._state))
 
     def save(self, step: int, extras: Extras) -> None:
         """Write the state to disk from rank 0; the state is replicated, so one copy is enough."""

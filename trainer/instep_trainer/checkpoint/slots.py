@@ -150,9 +150,12 @@ class Slots:
         self._maps = []
 
 
-def inventory(folder: Path) -> dict[int, list[Entry]]:
-    """Give what each rank keeps in `folder`, newest first, by headers alone; a missing folder holds nothing."""
-    held: dict[int, list[Entry]] = {}
+def inventory(folder: Path) -> dict[int, list[tuple[int, int]]]:
+    """Give the (step, attempt) of what each rank keeps in `folder`, newest first, by headers alone.
+
+    A folder that is not there holds nothing.
+    """
+    held: dict[int, list[tuple[int, int]]] = {}
     try:
         names = sorted(os.listdir(folder))[:FOLDER_ENTRIES_MAX]  # noqa: PTH208  names are what is matched
     except (FileNotFoundError, NotADirectoryError):

@@ -125,11 +125,11 @@ def load_into(state: Mapping[str, Tensor], snapshot: Snapshot) -> None:
     for name, tensor in state.items():
         held = snapshot.tensors.get(name)
         if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
-            raise OtherState(f"The checkpoint of step {snapshot.step} is of another model ({name!r} differs): use"
-                             "  the settings it was made with, or another --out.")
+            raise OtherState(f"The checkpoint of step {snapshot.step} is of another model ({name!r} differs): "
+                             "use the settings it was made with, or another --out.")
     if len(snapshot.tensors) != len(state):
-        raise OtherState(f"The checkpoint of step {snapshot.step} holds {len(snapshot.tensors)} tensors, the model and its "
-                         f"optimizer have {len(state)}: use the settings it was made with, or another --out.")
+        raise OtherState(f"The checkpoint of step {snapshot.step} holds {len(snapshot.tensors)} tensors, not the "
+                         f"{len(state)} of this model: use the settings it was made with, or another --out.")
     for name, tensor in state.items():
         tensor.copy_(snapshot.tensors[name])
 
