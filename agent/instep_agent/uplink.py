@@ -1,4 +1,4 @@
-"""The agent's line to the server: at least once, oldest first, in its own thread, so that it never stalls collecting."""
+"""The agent's line to the server: at least once, oldest first, in its own thread, so that it stalls nothing."""
 
 from __future__ import annotations
 
@@ -75,6 +75,7 @@ class Uplink:
                 self.failures_total += 1
                 self._note(error, failures)
                 self._stop.wait(backoff_seconds(failures, self._random_unit()))
+        self._connection.close()
 
     def _note(self, error: AgentError, failures: int) -> None:
         """Log the first failure of a row; a server that is away for an hour needs no thousand lines."""
@@ -133,6 +134,7 @@ class Connection:
         self._prefix = parts.path.rstrip("/")
         self._token = token
         self._http: http.client.HTTPConnection | None = None
+        self._is_interrupted = False
         self.answers = 0
         """Answers of the server so far, of whatever kind."""
 
@@ -145,7 +147,6 @@ class Connection:
         self.answers += 1
         detail = _detail(answer)
         if status == 401:
-            self.interrupt()
             raise TokenRefused(
                 f"The server at {self._url} does not accept the agent's token ({detail}): give the right "
                 "one with --token-file or INSTEP_TOKEN."
@@ -157,15 +158,24 @@ class Connection:
         return status, detail
 
     def interrupt(self) -> None:
-        """Break an exchange that is going on in another thread, and close."""
-        connection, self._http = self._http, None
-        if connection is not None and connection.sock is not None:
+        """Break an exchange that is going on in another thread, and let none begin; closing is that thread's part."""
+        self._is_interrupted = True
+        connection = self._http
+        sock = connection.sock if connection is not None else None
+        if sock is not None:
             with contextlib.suppress(OSError):  # it may be disconnected already
-                connection.sock.shutdown(socket.SHUT_RDWR)
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close; the next `post` opens it again, unless it was interrupted."""
+        connection, self._http = self._http, None
+        if connection is not None:
             connection.close()
 
     def _exchange(self, path: str, body: bytes) -> tuple[int, bytes]:
-        """A kept connection may have been closed by the server meanwhile, so one that was used before gets a second try."""
+        """The server may have closed a kept connection meanwhile, so one that was used before gets a second try."""
+        if self._is_interrupted:
+            raise ServerUnreachable("The uplink is being closed.")
         for is_last in [True] if self._http is None else [False, True]:
             connection = self._http = self._http or self._new()
             try:
@@ -177,11 +187,9 @@ class Connection:
                 )
                 response = connection.getresponse()
                 return response.status, response.read(ANSWER_BYTES_MAX)
-            except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
-                # AttributeError and ValueError: `interrupt` took the socket away in the middle.
-                connection.close()
-                self._http = None
-                if is_last:
+            except (OSError, http.client.HTTPException) as error:
+                self.close()
+                if is_last or self._is_interrupted:
                     raise ServerUnreachable(
                         f"The server at {self._url} does not answer ({error}); frames are kept until it does."
                     ) from error

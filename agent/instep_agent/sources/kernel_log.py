@@ -60,7 +60,7 @@ class KernelLog:
         self._repeats: OrderedDict[str, _Repeat] = OrderedDict()
 
     def collect(self, node: Node) -> Iterator[Fact]:
-        """Yield what was logged since the last time. Raise `Absent` without a kernel log, `SourceFailed` if unreadable."""
+        """Yield what was logged since last time. Raise `Absent` without a log, `SourceFailed` if unreadable."""
         if self._descriptor < 0:
             self._open(node.root / "dev/kmsg")
         now_ns = node.monotonic_ns()

@@ -1,0 +1,112 @@
+"""Finding, following and forgetting the rank records of a node."""
+
+import os
+import time
+
+import pytest
+from instep_agent.errors import Absent
+from instep_agent.node import Node
+from instep_agent.rank_record import Phase, RankRecordWriter
+from instep_agent.sources.rank_records import GONE_REPORTED_SECONDS, RankRecords
+from instep_agent.wire import RankReport
+from made_records import identity_of, new_writer
+
+
+@pytest.fixture
+def source():
+    source = RankRecords(discovery_interval_seconds=0.0)
+    yield source
+    source.close()
+
+
+def collect(source, root, *, later_seconds=0.0):
+    node = Node("node-a", record_root=root, monotonic_ns=lambda: time.monotonic_ns() + int(later_seconds * 1e9))
+    readings = list(source.collect(node))
+    ranks = [reading for reading in readings if isinstance(reading, RankReport)]
+    return ranks, {reading.name: reading.value for reading in readings if not isinstance(reading, RankReport)}
+
+
+def test_is_absent_where_no_rank_ever_wrote(tmp_path, source):
+    with pytest.raises(Absent):
+        collect(source, tmp_path)
+
+
+def test_reports_every_rank_and_its_new_steps_once(tmp_path, source):
+    writers = [new_writer(tmp_path, rank) for rank in (0, 1)]
+    writers[1].finish_step(1, 0.5)
+    ranks, samples = collect(source, tmp_path)
+    assert [(rank.rank, len(rank.steps)) for rank in ranks] == [(0, 0), (1, 1)]
+    assert samples == {"instep_rank_records": 2.0, "instep_rank_records_invalid": 0.0}
+    writers[0].heartbeat(3, 0, Phase.data)
+    ranks, _ = collect(source, tmp_path)
+    assert [(rank.step, len(rank.steps)) for rank in ranks] == [(3, 0), (0, 0)]
+
+
+def test_only_the_newest_attempt_of_a_run_is_reported(tmp_path, source):
+    for attempt in (2, 10, 9):
+        RankRecordWriter.create(tmp_path, identity_of(attempt=attempt))
+    new_writer(tmp_path, run="other")
+    assert [(rank.run, rank.attempt) for rank in collect(source, tmp_path)[0]] == [("other", 0), ("run", 10)]
+    new_writer(tmp_path, attempt=11)
+    assert [(rank.run, rank.attempt) for rank in collect(source, tmp_path)[0]] == [("other", 0), ("run", 11)]
+
+
+def test_ranks_of_another_node_are_not_ours(tmp_path, source):
+    new_writer(tmp_path)
+    new_writer(tmp_path, node="node-b")
+    assert {rank.node for rank in collect(source, tmp_path)[0]} == {"node-a"}
+
+
+def test_what_is_no_record_is_counted_and_the_others_are_read(tmp_path, source):
+    writer = new_writer(tmp_path)
+    folder = writer.path.parent
+    (folder / "1").write_text("nonsense")
+    (folder / "2").symlink_to(writer.path)
+    os.mkfifo(folder / "3")
+    (folder / "4").mkdir()
+    (folder / "notes.txt").write_text("not a rank")
+    (tmp_path / "node-a/elsewhere").symlink_to("/")
+    ranks, samples = collect(source, tmp_path)
+    assert [rank.rank for rank in ranks] == [0]
+    assert samples["instep_rank_records_invalid"] == 4.0
+
+
+def test_a_removed_record_is_forgotten_and_a_new_one_in_its_place_is_read(tmp_path, source):
+    writer = new_writer(tmp_path)
+    writer.heartbeat(5, 0, Phase.data)
+    assert collect(source, tmp_path)[0][0].step == 5
+    keep = writer.path.with_name("kept")  # so that the file system cannot use the same inode again
+    writer.path.rename(keep)
+    assert collect(source, tmp_path)[0] == []
+    new_writer(tmp_path)
+    assert collect(source, tmp_path)[0][0].step == 0
+
+
+def test_a_silent_rank_comes_with_its_last_collectives(tmp_path, source):
+    writer = new_writer(tmp_path)
+    writer.enter(writer.declare_group([0, 1]), 1, 1, 64)
+    assert collect(source, tmp_path)[0][0].collectives == ()
+    collect(source, tmp_path, later_seconds=1.5)
+    assert [entry.seq for entry in collect(source, tmp_path, later_seconds=2.0)[0][0].collectives] == [1]
+
+
+def test_a_rank_long_gone_is_no_longer_reported(tmp_path, source):
+    pid = os.fork()
+    if pid == 0:
+        new_writer(tmp_path)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert collect(source, tmp_path)[0][0].process_state == "gone"
+    later = GONE_REPORTED_SECONDS + 1
+    assert len(collect(source, tmp_path, later_seconds=later)[0]) == 1
+    assert collect(source, tmp_path, later_seconds=later)[0] == []
+
+
+def test_records_are_looked_for_no_more_often_than_asked(tmp_path):
+    source = RankRecords(discovery_interval_seconds=60.0)
+    new_writer(tmp_path)
+    assert len(collect(source, tmp_path)[0]) == 1
+    new_writer(tmp_path, 1)
+    assert len(collect(source, tmp_path)[0]) == 1
+    assert len(collect(source, tmp_path, later_seconds=61.0)[0]) == 2
+    source.close()

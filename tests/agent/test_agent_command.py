@@ -1,0 +1,194 @@
+"""`instep agent` as a process: its exit codes, its sentences, and the way of an event to the server."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from ingest_server import IngestServer
+from instep_agent import cli
+from instep_agent.config import AgentConfig, load_config
+from instep_agent.rank_record import Phase
+from made_nodes import RECORDED
+from made_records import new_writer
+
+XID = "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus. instep-drill"
+
+
+@pytest.fixture
+def server():
+    server = IngestServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def start(tmp_path):
+    started = []
+
+    def start(*options, token="secret", node="node-a"):
+        environment = {**os.environ, "INSTEP_TOKEN": token, "INSTEP_NODE_NAME": node}
+        command = [sys.executable, "-c", "import sys; from instep_agent.cli import main; sys.exit(main(sys.argv[1:]))"]
+        process = subprocess.Popen([*command, *map(str, options)], env=environment, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate(timeout=10)
+
+
+def finished(process):
+    _, said = process.communicate(timeout=20)
+    return process.returncode, said
+
+
+def test_an_injected_kernel_line_and_a_rank_reach_the_server(server, start, tmp_path):
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/kmsg").touch()
+    (tmp_path / "proc").symlink_to("/proc")
+    new_writer(tmp_path / "records").heartbeat(12, 0, Phase.forward)
+    process = start("--server", server.url, "--root", tmp_path, "--record-root", tmp_path / "records", "--interval", 30)
+    server.wait_for(lambda it: it.frames)
+    assert [(rank.rank, rank.step, rank.phase) for rank in server.frames[0].ranks] == [(0, 12, "forward")]
+    with (tmp_path / "dev/kmsg").open("a") as log:
+        log.write(XID + "\n")
+    before = time.monotonic()
+    server.wait_for(lambda it: any(frame.events for frame in it.frames))
+    assert time.monotonic() - before < 2.0, "long before the next tick"
+    (event,) = server.frames[-1].events
+    assert (event.kind, event.text, event.is_drill) == ("kernel_line", XID, True)
+    process.send_signal(signal.SIGTERM)
+    before = time.monotonic()
+    assert finished(process)[0] == 0
+    assert time.monotonic() - before < 2.0
+
+
+def test_a_wrong_token_at_the_first_answer_ends_with_3(server, start):
+    code, said = finished(start("--server", server.url, token="wrong"))
+    assert code == 3
+    assert "does not accept the agent's token" in said
+
+
+def test_goes_on_over_a_restart_of_the_server(start, tmp_path):
+    first = IngestServer()
+    process = start("--server", first.url, "--spool", tmp_path / "spool", "--interval", 0.1)
+    first.wait_for(lambda it: len(it.frames) >= 2)
+    first.close()
+    second = IngestServer(first.port)
+    try:
+        second.wait_for(lambda it: len(it.frames) >= 3)
+        seen = {frame.sequence for frame in first.frames + second.frames}
+        assert seen == set(range(1, max(seen) + 1)), "nothing between the two was lost"
+        assert process.poll() is None
+    finally:
+        second.close()
+
+
+def test_metrics_are_served(start, tmp_path):
+    new_writer(tmp_path).heartbeat(7, 0, Phase.backward)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    start("--listen", f"127.0.0.1:{port}", "--record-root", tmp_path)
+    text = _scrape(f"http://127.0.0.1:{port}/metrics")
+    assert 'instep_rank_step{job="job",rank="0"} 7.0' in text
+    assert 'instep_rank_phase{job="job",phase="backward",rank="0"} 1.0' in text
+    assert 'instep_agent_source_success{source="host"} 1.0' in text
+    assert 'instep_agent_source_failures_total{source="host"} 0.0' in text
+
+
+def _scrape(url):
+    deadline = time.monotonic() + 15
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                text = answer.read().decode()
+            if "instep_rank_step{" in text:
+                return text
+        except OSError:
+            pass
+        assert time.monotonic() < deadline, "the page never came"
+        os.sched_yield()
+
+
+def sentence(arguments, capsys, monkeypatch, **environment):
+    for name in ("INSTEP_NODE_NAME", "INSTEP_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    code = cli.main([str(each) for each in arguments])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1, "one sentence"
+    return code, said
+
+
+def test_a_node_without_a_name_is_refused(capsys, monkeypatch):
+    code, said = sentence(["--listen", "127.0.0.1:0"], capsys, monkeypatch)
+    assert code == 2
+    assert "--node NAME or INSTEP_NODE_NAME" in said
+
+
+def test_a_missing_token_is_refused(capsys, monkeypatch):
+    code, said = sentence(["--node", "n", "--server", "http://127.0.0.1:1"], capsys, monkeypatch)
+    assert code == 2
+    assert "--token-file FILE or INSTEP_TOKEN" in said
+
+
+def test_a_missing_token_file_is_refused(capsys, monkeypatch, tmp_path):
+    arguments = ["--node", "n", "--server", "http://127.0.0.1:1", "--token-file", tmp_path / "none"]
+    code, said = sentence(arguments, capsys, monkeypatch)
+    assert code == 2
+    assert f"Cannot read the token file {tmp_path}/none" in said
+
+
+def test_a_port_in_use_is_refused(capsys, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, said = sentence(["--listen", address], capsys, monkeypatch, INSTEP_NODE_NAME="n")
+    assert code == 2
+    assert f"Cannot listen on {address} (Address already in use)" in said
+
+
+def test_an_agent_that_would_tell_nobody_is_refused(capsys, monkeypatch):
+    assert sentence(["--node", "n"], capsys, monkeypatch)[0] == 2
+
+
+def test_an_unknown_key_names_file_key_and_what_is_allowed(capsys, monkeypatch, tmp_path):
+    (tmp_path / "agent.toml").write_text("serverurl = 'x'\n")
+    code, said = sentence(["--config", tmp_path / "agent.toml"], capsys, monkeypatch)
+    assert code == 2
+    assert f"{tmp_path}/agent.toml has an unknown key 'serverurl': allowed keys are node_name, " in said
+
+
+@pytest.mark.parametrize("text", ["ranks_interval_seconds = 0", "listen = 5", "not toml"])
+def test_a_value_out_of_range_is_refused(capsys, monkeypatch, tmp_path, text):
+    (tmp_path / "agent.toml").write_text(text)
+    code, said = sentence(["--config", tmp_path / "agent.toml"], capsys, monkeypatch)
+    assert code == 2
+    assert str(tmp_path / "agent.toml") in said
+
+
+def test_an_option_overrules_the_file(tmp_path):
+    (tmp_path / "agent.toml").write_text("node_name = 'from-file'\nranks_interval_seconds = 2\n")
+    assert load_config(tmp_path / "agent.toml") == AgentConfig(node_name="from-file", ranks_interval_seconds=2.0)
+    options = cli._parser().parse_args(["--config", str(tmp_path / "agent.toml"), "--node", "given"])
+    assert cli.effective_config(options) == AgentConfig(node_name="given", ranks_interval_seconds=2.0)
+
+
+def test_once_prints_what_every_source_says(capsys, tmp_path):
+    new_writer(tmp_path).heartbeat(3, 0, Phase.data)
+    arguments = ["--node", "node-a", "--root", str(RECORDED / "a100"), "--record-root", str(tmp_path), "--once"]
+    assert cli.main([*arguments, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    outcomes = {name: state["outcome"] for name, state in said["sources"].items()}
+    assert outcomes == {"kernel_log": "absent", "rank_records": "ok", "gpu_inventory": "ok", "host": "ok"}
+    assert [gpu["pci"] for gpu in said["gpus"]] == ["0000:3b:00", "0000:86:00"]
+    assert {"name": "instep_host_load1", "labels": {}, "value": 3.52} in said["samples"]
+    assert cli.main(arguments) == 0
+    assert "gpu_inventory    ok" in capsys.readouterr().out

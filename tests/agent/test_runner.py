@@ -1,0 +1,184 @@
+"""The loop: who is asked when, what a failure does, and what leaves at once."""
+
+import struct
+
+import pytest
+from instep_agent.errors import Absent, SourceFailed
+from instep_agent.frames import SERIES_MAX
+from instep_agent.node import Fact
+from instep_agent.runner import Runner
+from instep_agent.wire import GpuReport, RankReport, Sample, StepReport
+from made_nodes import Clock, node_at
+
+
+class Scripted:
+    """A source that yields or raises what it is told."""
+
+    def __init__(self, name, interval_seconds=1.0, *says):
+        self.name, self.interval_seconds, self.says, self.asked = name, interval_seconds, list(says), 0
+
+    def collect(self, node):
+        self.asked += 1
+        for said in self.says:
+            if isinstance(said, Exception):
+                raise said
+            yield said
+
+
+class Agent:
+    """A runner on a clock that stands still."""
+
+    def __init__(self, tmp_path, *sources, interval_seconds=1.0):
+        self.clock, self.frames, self.dictionaries = Clock(), [], []
+        self.runner = Runner(
+            node_at(tmp_path, self.clock),
+            sources,
+            self._deliver,
+            interval_seconds=interval_seconds,
+            cluster="c",
+            clock_seconds=lambda: self.clock.seconds,
+        )
+
+    def _deliver(self, frame, dictionary):
+        self.frames.append(frame)
+        self.dictionaries.append(dictionary)
+
+    def after(self, seconds):
+        self.clock.seconds += seconds
+        return self.runner.run_due()
+
+    def values(self, at=-1):
+        frame, dictionary = self.frames[at], self.dictionaries[at]
+        assert frame.dictionary_hash == dictionary.hash
+        return dict(zip(dictionary.series, struct.unpack(f"<{len(dictionary.series)}d", frame.values), strict=True))
+
+
+def fact(text):
+    return Fact("kernel_line", text, 9_999_000_000_000, 1)
+
+
+def test_asks_each_source_at_its_own_interval(tmp_path):
+    fast, slow = Scripted("fast", 0.5), Scripted("slow", 2.0)
+    agent = Agent(tmp_path, fast, slow)
+    for _ in range(8):
+        agent.after(0.5)
+    assert (fast.asked, slow.asked) == (8, 2)
+
+
+def test_tells_how_long_it_may_sleep(tmp_path):
+    assert Agent(tmp_path, Scripted("a", 0.3), Scripted("b", 2.0)).after(0) == pytest.approx(0.3)
+
+
+def test_a_fact_leaves_at_once_and_everything_else_at_the_tick(tmp_path):
+    source = Scripted("kernel_log", 0.1)
+    agent = Agent(tmp_path, source, interval_seconds=10.0)
+    agent.after(0)
+    agent.after(0.1)
+    assert len(agent.frames) == 1
+    source.says = [fact("NVRM: Xid")]
+    agent.after(0.1)
+    (event,) = agent.frames[1].events
+    assert (event.text, event.age_seconds) == ("NVRM: Xid", pytest.approx(1.2))
+    assert [frame.sequence for frame in agent.frames] == [1, 2]
+
+
+def test_a_failing_source_is_counted_and_the_next_one_is_asked(tmp_path, caplog):
+    agent = Agent(
+        tmp_path,
+        Scripted("bad", 1.0, ZeroDivisionError("boom")),
+        Scripted("good", 1.0, Sample(name="x_bytes", labels=(), value=3.0)),
+    )
+    agent.after(0)
+    agent.after(1)
+    values = agent.values()
+    assert values["x_bytes", ()] == 3.0
+    assert values["instep_agent_source_success", (("source", "bad"),)] == 0.0
+    assert values["instep_agent_source_success", (("source", "good"),)] == 1.0
+    assert values["instep_agent_source_failures_total", (("source", "bad"),)] == 2.0
+    assert values["instep_agent_source_duration_seconds", (("source", "good"),)] >= 0.0
+    assert "Traceback" in caplog.text
+
+
+def test_a_failure_is_an_event_when_it_begins_and_again_after_a_recovery(tmp_path, caplog):
+    source = Scripted("host", 1.0, SourceFailed("Cannot read it."))
+    agent = Agent(tmp_path, source)
+    agent.after(0)
+    agent.after(1)
+    source.says = []
+    agent.after(1)
+    source.says = [SourceFailed("Cannot read it.")]
+    agent.after(1)
+    events = [[(event.kind, event.text, event.fields) for event in frame.events] for frame in agent.frames]
+    failed = [("source_failed", "Cannot read it.", {"source": "host"})]
+    assert events == [failed, [], [], failed]
+
+
+def test_what_a_source_said_before_it_failed_is_kept(tmp_path, caplog):
+    agent = Agent(tmp_path, Scripted("kernel_log", 1.0, fact("NVRM: first"), OSError("gone")))
+    agent.after(0)
+    assert [event.kind for event in agent.frames[0].events] == ["source_failed", "kernel_line"]
+
+
+def test_an_absent_source_is_no_failure_and_is_asked_less_often(tmp_path):
+    source = Scripted("kernel_log", 0.1, Absent("There is none."))
+    agent = Agent(tmp_path, source)
+    for _ in range(11):
+        agent.after(0.1)
+    assert source.asked == 2
+    assert agent.frames[0].events == ()
+    assert ("instep_agent_source_success", (("source", "kernel_log"),)) not in agent.values()
+
+
+def test_steps_read_between_two_frames_are_all_in_the_next(tmp_path):
+    def rank(*steps):
+        return RankReport(
+            job="j",
+            run="r",
+            attempt=0,
+            rank=0,
+            local_rank=0,
+            world_size=1,
+            pid=1,
+            node="node-a",
+            step=max(steps),
+            steps=tuple(StepReport(step=step, wall_seconds=0.1) for step in steps),
+        )
+
+    source = Scripted("rank_records", 0.5, rank(1))
+    agent = Agent(tmp_path, source)
+    agent.after(0)
+    source.says = [rank(2, 3)]
+    agent.after(0.5)
+    source.says = [rank(4)]
+    agent.after(0.5)
+    assert [[step.step for step in frame.ranks[0].steps] for frame in agent.frames] == [[1], [2, 3, 4]]
+    assert agent.runner.snapshot.ranks[0].step == 4
+
+
+def test_gpus_are_told_apart_from_not_looked_at(tmp_path):
+    gpu = GpuReport(index=0, uuid="GPU-1", pci="0000:3b:00")
+    source = Scripted("gpu_inventory", 10.0, gpu)
+    agent = Agent(tmp_path, source)
+    agent.after(0)
+    agent.after(1)
+    source.says = []
+    agent.after(10)
+    assert [frame.gpus for frame in agent.frames] == [(gpu,), None, ()]
+
+
+def test_series_are_bounded(tmp_path):
+    many = [Sample(name="x_bytes", labels=(("n", str(n)),), value=0.0) for n in range(SERIES_MAX + 10)]
+    agent = Agent(tmp_path, Scripted("wide", 1.0, *many))
+    agent.after(0)
+    assert len(agent.dictionaries[0].series) == SERIES_MAX
+
+
+def test_a_kernel_record_keeps_its_id_over_a_restart_of_the_agent(tmp_path):
+    said = Fact("kernel_line", "NVRM: Xid", 1, 1, identity="kmsg-7")
+    ids = []
+    for _ in range(2):
+        agent = Agent(tmp_path, Scripted("kernel_log", 1.0, said, fact("other")))
+        agent.after(0)
+        ids.append([event.id for event in agent.frames[0].events])
+    assert ids[0][0] == ids[1][0]
+    assert ids[0][1] != ids[1][1]
