@@ -44,7 +44,9 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="instep agent: %(message)s")
     try:
         config = effective_config(options)
-        node = Node(_node_name(config), Path(config.root), Path(config.record_root), Path(config.proc) if config.proc else None)
+        node = Node(
+            _node_name(config), Path(config.root), Path(config.record_root), Path(config.proc) if config.proc else None
+        )
         return run_once(config, node, is_json=options.json) if options.once else run(config, node)
     except AgentError as error:
         sys.stderr.write(f"instep agent: {error}\n")

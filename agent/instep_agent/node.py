@@ -20,7 +20,7 @@ class Node:
     root: Path = Path("/")
     record_root: Path = Path("/dev/shm/instep")
     proc_root: Path | None = None
-    """Where the process table is, when not in `<root>/proc`: an agent that sees the node's processes through its own /proc."""
+    """Where the process table is when not in `<root>/proc`: an agent may see it through its own /proc only."""
     monotonic_ns: Callable[[], int] = time.monotonic_ns
     realtime_ns: Callable[[], int] = time.time_ns
 
