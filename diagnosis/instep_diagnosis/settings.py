@@ -58,9 +58,10 @@ class StragglerSettings:
     """Share of the smallest slowdown that a healthy rank may show for ever (logging on rank 0): the test's null is
     this."""
     z_min: float = 4.25
-    """How many standard errors above the null. Chosen by simulation (tests/diagnosis/test_straggler_simulation.py): four
-    ranks of 15 % noise with autocorrelation 0.3 raise nothing in 16,000 steps; at 0.6, where noise itself looks like slow
-    minutes, about one window in 300 does. 30 % is found after a median of 9 steps at 10 % noise, 16 at 15 %."""
+    """How many standard errors above the null. Chosen by simulation (tests/diagnosis/test_straggler_simulation.py):
+    four ranks of 15 % noise with autocorrelation 0.3 raise nothing in 16,000 steps; at 0.6, where noise itself looks
+    like slow minutes, about one window in 300 does. 30 % is found after a median of 9 steps at 10 % noise, 16 at 15
+    %."""
     noise_ratio_min: float = 0.01
     """Floor of the noise scale (log ratio), so that perfectly even data does not make a microsecond significant."""
     steps_min: int = 8

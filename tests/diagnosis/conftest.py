@@ -1,4 +1,5 @@
-"""Lets these tests import `tests.diagnosis.scenarios`: the suite runs in importlib mode, which puts no folder on the path."""
+"""Lets these tests import `tests.diagnosis.scenarios`: the suite runs in importlib mode, which puts no folder on the
+path."""
 
 import sys
 from pathlib import Path

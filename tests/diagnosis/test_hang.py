@@ -113,10 +113,12 @@ def test_a_rank_that_skipped_a_collective_and_waits_elsewhere_is_outvoted():
 
 
 def test_two_ranks_that_wait_for_one_another_are_a_tie():
+    def other(entered, done):
+        return group(entered, done=done, age=4.0, members=TP23, key="00000000000000c1")
+
     job = Scenario()
-    job.sits(2, phase="wait").in_groups(2, place(TP23, 91, done=90), place(DP02, 20, done=20))
-    job.sits(3, phase="wait").in_groups(3, place(TP23, 90, done=90), group(21, done=20, age=4.0, members=TP23, key="c1"))
-    job.in_groups(2, place(TP23, 91, done=90), group(20, done=20, members=TP23, key="c1"))
+    job.sits(2, phase="wait").in_groups(2, place(TP23, 91, done=90), other(20, 20))
+    job.sits(3, phase="wait").in_groups(3, place(TP23, 90, done=90), other(21, 20))
     verdict = verdict_of(job)
     assert {suspect.rank for suspect in verdict.suspects} == {2, 3}
     assert all(suspect.confidence <= 0.5 for suspect in verdict.suspects)
@@ -229,7 +231,8 @@ def test_a_fatal_line_on_the_culprits_gpu_puts_the_node_at_fault():
     ],
 )
 def test_lines_elsewhere_or_of_applications_do_not(node, gpu, ago, line):
-    job = Scenario().waits(0, 1, 3).sits(2, phase="forward", process="stopped").kernel_line(node, line, ago=ago, gpu=gpu)
+    job = Scenario().waits(0, 1, 3).sits(2, phase="forward", process="stopped")
+    job.kernel_line(node, line, ago=ago, gpu=gpu)
     verdict = verdict_of(job)
     assert not verdict.is_node_at_fault
     assert verdict.cause is Cause.STOPPED

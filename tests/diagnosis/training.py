@@ -18,7 +18,8 @@ def own_work(*, steps=60, ranks=4, seconds=0.1, noise=0.01, autocorrelation=0.0,
 
 
 def job_steps(own_TR, *, first=0, cpu_TR=None, starved_TR=None, data_TR=None, tokens_TR=None, missing=()):
-    """The job's reports; `missing` holds (step, rank) pairs that nobody reported. `own_TR` excludes starvation and data."""
+    """The job's reports; `missing` holds (step, rank) pairs that nobody reported. `own_TR` excludes starvation and
+    data."""
     starved_TR = np.zeros_like(own_TR) if starved_TR is None else starved_TR
     data_TR = np.zeros_like(own_TR) if data_TR is None else data_TR
     cpu_TR = own_TR if cpu_TR is None else cpu_TR

@@ -40,9 +40,10 @@ class _Found:
 def detect_stragglers(job: JobSteps, settings: StragglerSettings | None = None) -> list[Verdict]:
     """Ranks that are slower than their peers now, slowest first, at most `findings_max`.
 
-    Empty with fewer than `steps_min` compared steps, for a slowdown of the whole job, for offsets below `slowdown_ratio_min`, and
-    where the rank is not also the one that waits least for its peers. Missing steps are left out and never count against
-    a rank. A verdict with `is_ongoing` False tells that a rank has recovered; it opens no incident.
+    Empty with fewer than `steps_min` compared steps, for a slowdown of the whole job, for offsets below
+    `slowdown_ratio_min`, and where the rank is not also the one that waits least for its peers. Missing steps are
+    left out and never count against a rank. A verdict with `is_ongoing` False tells that a rank has recovered; it
+    opens no incident.
     """
     settings = settings or StragglerSettings()
     arrays = step_arrays(job, window_steps=settings.window_steps)

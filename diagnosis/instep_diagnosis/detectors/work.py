@@ -39,8 +39,8 @@ class StepArrays:
 def step_arrays(job: JobSteps, *, window_steps: int) -> StepArrays | None:
     """The newest `window_steps` steps as arrays; None where no step was finished by two ranks.
 
-    Starvation (time runnable without a core) is a property of the neighbours, so it is no work; where it was not observed
-    nothing is subtracted for it.
+    Starvation (time runnable without a core) is a property of the neighbours, so it is no work; where it was not
+    observed nothing is subtracted for it.
     """
     ranks = tuple(sorted(rank for rank, rows in job.steps.items() if rows))
     counts: dict[int, int] = {}
@@ -57,10 +57,10 @@ def step_arrays(job: JobSteps, *, window_steps: int) -> StepArrays | None:
             if row.step in index:
                 pauses = row.checkpoint_seconds + row.evaluation_seconds
                 busy = row.wall_seconds - row.wait_seconds - (row.starved_seconds or 0.0) - row.data_seconds - pauses
-                cpu = np.nan if row.cpu_seconds is None else row.cpu_seconds
-                starved = np.nan if row.starved_seconds is None else row.starved_seconds
+                cpu_time = np.nan if row.cpu_seconds is None else row.cpu_seconds
+                queued = np.nan if row.starved_seconds is None else row.starved_seconds
                 columns_KTR[:, index[row.step], r] = (
-                    busy, row.wait_seconds, cpu, starved, row.data_seconds, row.tokens, row.tokens_squared
+                    busy, row.wait_seconds, cpu_time, queued, row.data_seconds, row.tokens, row.tokens_squared
                 )  # fmt: skip
     own, wait, cpu, starved, data, tokens, squared = columns_KTR
     corrected = per_tokens(np.maximum(own, _SECONDS_MIN), tokens, squared)

@@ -1,0 +1,46 @@
+"""Fatal faults of GPUs in the kernel log, whether or not a job runs there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from instep_diagnosis.evidence import NodeFact
+from instep_diagnosis.facts import gpu_words, kernel_fault
+from instep_diagnosis.kernel_faults import FATAL, KernelFault
+from instep_diagnosis.verdict import Cause, Certainty, Evidence, Kind, Owner, Suspect, Verdict
+
+
+def detect_gpu_faults(facts: Sequence[NodeFact]) -> list[Verdict]:
+    """One verdict for each fatal fault, by node, GPU, class and boot; the newest line of each is its evidence."""
+    found: dict[tuple[str, str, str, str], Verdict] = {}
+    for fact in sorted(facts, key=lambda fact: (-fact.age_seconds, fact.event_id)):
+        fault = kernel_fault(fact)
+        if fault is not None and fault.severity == FATAL:
+            found[(fact.node, _gpu(fact, fault), fault.fault_class, fact.boot_id)] = _verdict(fact, fault)
+    return list(found.values())
+
+
+def _gpu(fact: NodeFact, fault: KernelFault) -> str:
+    if fact.gpu:
+        return fact.gpu
+    return str(fact.gpu_index) if fact.gpu_index is not None else fault.line.pci or ""
+
+
+def _verdict(fact: NodeFact, fault: KernelFault) -> Verdict:
+    label = fault.fault_class.replace("sxid-", "SXid ").replace("xid-", "Xid ")
+    drill = " (a drill)" if fact.is_drill or fault.line.is_injected else ""
+    return Verdict(
+        kind=Kind.GPU_FAULT,
+        certainty=Certainty.CONFIRMED,
+        summary=f"{label} on {fact.node}{gpu_words(fact)}{drill}: {fault.text}; action {fault.action}.",
+        suspects=(Suspect(None, fact.node, _gpu(fact, fault), Cause.GPU_FAULT, 0.95),),
+        owner=Owner.NODE,
+        evidence=(
+            Evidence(
+                text=f"The kernel of {fact.node} logged {label}.",
+                node=fact.node,
+                source="kernel-log",
+                age_seconds=fact.age_seconds,
+                fields={"line": fact.text, "code": fault.line.code, "action": fault.action, "event_id":
+                fact.event_id}, ), ), onset_age_seconds=fact.age_seconds, is_node_at_fault=True, is_drill=bool(drill),
+                cause=Cause.GPU_FAULT, fault_class=fault.fault_class, boot_id=fact.boot_id, )

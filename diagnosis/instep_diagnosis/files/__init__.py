@@ -1,0 +1,1 @@
+"""The one place in diagnosis that touches files."""
