@@ -99,3 +99,13 @@ def recent(session: Session, limit: int = 200) -> Sequence[Job]:
 def prune(session: Session, *, before: float) -> None:
     """Forget runs that ended before a moment."""
     session.execute(delete(Job).where(Job.ended_at < before))
+
+
+def attempts_of(session: Session, run: str) -> Sequence[Attempt]:
+    """Return a run's attempts, oldest first."""
+    return session.scalars(select(Attempt).where(Attempt.run == run).order_by(Attempt.attempt)).all()
+
+
+def attempts(session: Session, run: str) -> Sequence[Attempt]:
+    """Return a run's attempts, oldest first."""
+    return session.scalars(select(Attempt).where(Attempt.run == run).order_by(Attempt.attempt)).all()

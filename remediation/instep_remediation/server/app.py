@@ -10,9 +10,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from instep_collector.ingest import Application, ingest_application
 
-from instep_remediation.server.api import control_routes, health_routes, read_routes
+from instep_remediation.server.api import control_routes, health_routes, incident_routes, job_routes
 from instep_remediation.server.gate import Gate
 from instep_remediation.server.page import page_routes
+from instep_remediation.server.run_views import run_routes
 from instep_remediation.server.runtime import Runtime
 
 
@@ -36,7 +37,14 @@ def make_api(runtime: Runtime, *, is_watching: bool = True) -> FastAPI:
         redoc_url=None,
         openapi_url="/api/v1/openapi.json",
     )
-    for router in (control_routes(runtime), health_routes(runtime), read_routes(runtime), page_routes(runtime)):
+    for router in (
+        control_routes(runtime),
+        health_routes(runtime),
+        job_routes(runtime),
+        incident_routes(runtime),
+        run_routes(runtime),
+        page_routes(runtime),
+    ):
         app.include_router(router)
 
     @app.exception_handler(RequestValidationError)

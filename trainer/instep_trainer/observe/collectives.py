@@ -108,11 +108,11 @@ class CollectiveObserver:
         recorder = self._recorder
 
         def wait(work: Any, *arguments: Any, **options: Any) -> Any:
-            began_ns = time.monotonic_ns()
+            began_ns, began_starved_ns = time.monotonic_ns(), recorder.starved_ns()
             try:
                 return original(work, *arguments, **options)
             finally:
-                recorder.waited(began_ns)
+                recorder.waited(began_ns, began_starved_ns)
 
         torch._C._distributed_c10d.Work.wait = wait
 

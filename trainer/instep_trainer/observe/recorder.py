@@ -17,6 +17,8 @@ from instep_trainer.inject.faults import Faults
 PHASES = [phase.name for phase in Phase]
 WORKS_POLLED_MAX = 64
 """Works whose completion nobody has seen yet; beyond it the oldest is let go as not observed."""
+AWAY = frozenset((Phase.data, Phase.checkpoint, Phase.evaluation))
+"""Phases that are no part of a rank's own work."""
 _now = time.monotonic_ns
 
 
@@ -61,6 +63,11 @@ class RankRecorder:
     def _switch(self, phase: int) -> None:
         now = _now()
         self._spent_ns[self._phase] += now - self._since_ns
+        if phase in AWAY or self._phase in AWAY:
+            starved_ns = self.starved_ns()
+            if self._phase in AWAY:
+                self._starved_away_ns += starved_ns - self._away_starved_ns
+            self._away_starved_ns = starved_ns
         self._phase, self._since_ns = int(phase), now
         if self._works:
             self._poll(now)
@@ -74,8 +81,14 @@ class RankRecorder:
     def _end_backward(self) -> None:
         """What lies between the last collective of a backward pass and its end is waiting for peers."""
         self.micro_step += 1
-        if self._entered_in_phase_ns > self._since_ns:
-            self._wait_ns += _now() - max(self._entered_in_phase_ns, self._waited_until_ns)
+        if self._entered_in_phase_ns > self._since_ns and self._entered_in_phase_ns > self._waited_until_ns:
+            self._count_wait(self._entered_in_phase_ns, self._entered_starved_ns)
+
+    def _count_wait(self, began_ns: int, began_starved_ns: int) -> None:
+        """Waiting, and how much of it was being without a core: that part must not be taken off the step twice."""
+        self._waited_until_ns = _now()
+        self._wait_ns += self._waited_until_ns - began_ns
+        self._starved_away_ns += self.starved_ns() - began_starved_ns
 
     # Collectives --------------------------------------------------------------------------------------------------------
 
@@ -84,6 +97,7 @@ class RankRecorder:
         if self._works:
             self._poll(_now())
         self._entered_in_phase_ns = _now()
+        self._entered_starved_ns = self.starved_ns()
         return self._writer.enter(group, seq, op, payload_bytes)
 
     def handed_on(self, token: int, work: Any) -> None:
@@ -96,13 +110,11 @@ class RankRecorder:
         if len(self._works) > WORKS_POLLED_MAX:
             self._works.pop(0)
 
-    def waited(self, began_ns: int) -> None:
+    def waited(self, began_ns: int, began_starved_ns: int) -> None:
         """The script was blocked on a work object from `began_ns` until now."""
-        now = _now()
-        self._wait_ns += now - began_ns
-        self._waited_until_ns = now
+        self._count_wait(began_ns, began_starved_ns)
         if self._works:
-            self._poll(now)
+            self._poll(self._waited_until_ns)
 
     def _poll(self, now: int) -> None:
         open_works = []
@@ -122,31 +134,38 @@ class RankRecorder:
         self._spent_ns[self._phase] += now - self._since_ns
         self._since_ns = now
         cpu_ns, starved_ns = self._processor_ns()
+        starved_at_work_ns = max(0, starved_ns - self._starved_ns - self._starved_away_ns)
         spent = self._spent_ns
         self._writer.finish_step(
             step, (now - self._began_ns) * 1e-9, data_seconds=spent[Phase.data] * 1e-9, forward_seconds=spent[Phase.forward] * 1e-9,
             backward_seconds=spent[Phase.backward] * 1e-9, optimizer_seconds=spent[Phase.optimizer] * 1e-9,
             checkpoint_seconds=spent[Phase.checkpoint] * 1e-9, evaluation_seconds=spent[Phase.evaluation] * 1e-9,
             wait_seconds=self._wait_ns * 1e-9, cpu_seconds=(cpu_ns - self._cpu_ns) * 1e-9,
-            starved_seconds=(starved_ns - self._starved_ns) * 1e-9 if starved_ns >= 0 else float("nan"),
+            starved_seconds=starved_at_work_ns * 1e-9 if self._schedstat >= 0 else float("nan"),
             tokens=tokens, tokens_squared=tokens_squared, micro_steps=max(self.micro_step, 1), is_skipped=is_skipped)
         if self._faults is not None:
-            self._measure_work(now - self._began_ns, starved_ns - self._starved_ns)
+            self._measure_work(now - self._began_ns, starved_at_work_ns)
         self.step, self.micro_step, self._has_finished = step, 0, True
         self._begin_step(now)
         self._beat()
 
     def _begin_step(self, now: int) -> None:
+        self._cpu_ns, self._starved_ns = self._processor_ns()
         self._spent_ns = [0] * len(PHASES)
         self._began_ns = now
         self._wait_ns = 0
-        self._entered_in_phase_ns = self._waited_until_ns = 0
-        self._cpu_ns, self._starved_ns = self._processor_ns()
+        self._starved_away_ns = 0
+        self._away_starved_ns = self._starved_ns
+        self._entered_in_phase_ns = self._waited_until_ns = self._entered_starved_ns = 0
+
+    def starved_ns(self) -> int:
+        """Time this thread was runnable without a core so far, by the kernel's run-queue accounting; 0 where it has none."""
+        return self._processor_ns()[1]
 
     def _processor_ns(self) -> tuple[int, int]:
-        """CPU time of this thread, and the time it was runnable without a core; one system call each, twice a step."""
+        """CPU time of this thread, and the time it was runnable without a core: one system call of about a microsecond."""
         if self._schedstat < 0:
-            return time.thread_time_ns(), -1
+            return time.thread_time_ns(), 0
         on_cpu, waiting, _slices = os.pread(self._schedstat, 64, 0).split()
         return int(on_cpu), int(waiting)
 
@@ -160,7 +179,7 @@ class RankRecorder:
         """What a `slow` fault is in proportion to: the rank's own work, less what the fault itself slept."""
         assert self._faults is not None
         spent = self._spent_ns
-        away_ns = self._wait_ns + spent[Phase.data] + spent[Phase.checkpoint] + spent[Phase.evaluation] + max(starved_ns, 0)
+        away_ns = self._wait_ns + spent[Phase.data] + spent[Phase.checkpoint] + spent[Phase.evaluation] + starved_ns
         self._work_seconds = max(0.0, (wall_ns - away_ns) * 1e-9 - self._faults.slept_seconds)
         self._faults.slept_seconds = 0.0
 
