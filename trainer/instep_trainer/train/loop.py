@@ -65,7 +65,7 @@ def _train_in_group(config: TrainConfig, place: Place, *, corpus: Corpus, device
         with phase("optimizer"):
             optimizer.step()
             optimizer.zero_grad()
-        mean = mean_over_ranks(loss, metrics)
+        mean = None if recorder().fault_point("metrics") else mean_over_ranks(loss, metrics)
         report.step(step, mean)
         with phase("checkpoint"):
             extras = {"data_position": step, "seed": config.seed, "world_size": place.world_size,

@@ -6,7 +6,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from instep_trainer.phases import recorder
 from instep_trainer.train.config import TrainConfig
 from instep_trainer.train.data import Corpus
 
@@ -34,8 +33,8 @@ def training_batch(corpus: Corpus, config: TrainConfig, step: int, rank: int,
 
 @torch.no_grad()
 def evaluate(model: nn.Module, corpus: Corpus, config: TrainConfig, rank: int, *, device: torch.device,
-             metrics: dist.ProcessGroup) -> float | None:
-    """Give the mean loss over held-out text on all ranks; None when a drill skipped the collective."""
+             metrics: dist.ProcessGroup) -> float:
+    """Give the mean loss over held-out text on all ranks."""
     length = config.model.sequence_length
     model.eval()
     losses = []
@@ -47,10 +46,8 @@ def evaluate(model: nn.Module, corpus: Corpus, config: TrainConfig, rank: int, *
 
 
 @torch.no_grad()
-def mean_over_ranks(loss: Tensor, metrics: dist.ProcessGroup) -> float | None:
-    """Give the mean over the group, the same on every rank; None when a drill made this rank skip the collective."""
-    if recorder().fault_point("metrics"):
-        return None
+def mean_over_ranks(loss: Tensor, metrics: dist.ProcessGroup) -> float:
+    """Give the mean over the group, the same on every rank."""
     mean = loss.detach().double() / dist.get_world_size(metrics)
     dist.all_reduce(mean, group=metrics)
     return float(mean.item())

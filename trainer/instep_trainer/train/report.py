@@ -47,9 +47,9 @@ class Report:
             self._said_at, self._said_step = now, step
             self._say(f"step {step}/{self._config.steps} loss {loss:.4f} {milliseconds:.1f} ms/step")
 
-    def evaluation(self, step: int, loss: float | None) -> None:
+    def evaluation(self, step: int, loss: float) -> None:
         """Say the loss over held-out text."""
-        if self._log is not None and loss is not None:
+        if self._log is not None:
             self._say(f"step {step}/{self._config.steps} held-out loss {loss:.4f}")
 
     def close(self) -> None:
