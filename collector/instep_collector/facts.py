@@ -24,6 +24,7 @@ class KeptEvent:
 
     event: Event
     at: float
+    boot_id: str
 
 
 class FactBook:
@@ -34,7 +35,7 @@ class FactBook:
         self._seen: dict[str, set[str]] = {}
         self._fresh: deque[tuple[str, KeptEvent]] = deque(maxlen=FRESH_MAX)
 
-    def add(self, node: str, event: Event, at: float) -> bool:
+    def add(self, node: str, event: Event, at: float, *, boot_id: str = "") -> bool:
         """Keep an event that happened at `at`; False when it was there already."""
         seen = self._seen.setdefault(node, set())
         if event.id in seen:
@@ -42,39 +43,41 @@ class FactBook:
         kept = self._events.setdefault(node, deque())
         if len(kept) >= FACTS_MAX:
             seen.discard(kept.popleft().event.id)
-        kept.append(KeptEvent(event, at))
+        kept.append(KeptEvent(event, at, boot_id))
         seen.add(event.id)
         self._fresh.append((node, kept[-1]))
         return True
 
     def take_fresh(self, now: float, gpus: dict[str, tuple[GpuReport, ...]]) -> list[NodeFact]:
         """Return the facts added since the last call."""
-        fresh = [as_fact(node, kept.event, now - kept.at, gpus.get(node, ())) for node, kept in self._fresh]
+        fresh = [as_fact(node, kept, now, gpus.get(node, ())) for node, kept in self._fresh]
         self._fresh.clear()
         return fresh
 
     def facts(self, nodes: Iterable[str], now: float, gpus: dict[str, tuple[GpuReport, ...]]) -> list[NodeFact]:
         """Return the recent facts of some nodes, each joined with the GPU that it names."""
         return [
-            as_fact(node, kept.event, now - kept.at, gpus.get(node, ()))
+            as_fact(node, kept, now, gpus.get(node, ()))
             for node in sorted(nodes)
             for kept in self._events.get(node, ())
             if now - kept.at <= FACT_SECONDS
         ]
 
 
-def as_fact(node: str, event: Event, age_seconds: float, gpus: tuple[GpuReport, ...]) -> NodeFact:
-    """Return one event as a fact; the GPU is filled in when the text names the PCI address of one the node has."""
+def as_fact(node: str, kept: KeptEvent, now: float, gpus: tuple[GpuReport, ...]) -> NodeFact:
+    """Return an event as a fact; its GPU is filled in when the text names the PCI address of one the node has."""
+    event = kept.event
     gpu = gpu_named(event.text, gpus)
     return NodeFact(
         event_id=event.id,
         node=node,
         kind=event.kind,
         text=event.text,
-        age_seconds=max(0.0, age_seconds),
+        age_seconds=max(0.0, now - kept.at),
         gpu=gpu.uuid if gpu else "",
         gpu_index=gpu.index if gpu else None,
         is_drill=event.is_drill,
+        boot_id=kept.boot_id,
     )
 
 

@@ -155,13 +155,13 @@ class Intake:
         for rank in frame.ranks:
             self._registry.see_rank(rank, at)
         for event in frame.events:
-            self._see_event(frame.node, event, at, realtime)
+            self._see_event(frame, event, at, realtime)
 
-    def _see_event(self, node: str, event: Event, at: float, realtime: float) -> None:
-        if self._facts.add(node, event, at - max(0.0, event.age_seconds)):
+    def _see_event(self, frame: Frame, event: Event, at: float, realtime: float) -> None:
+        if self._facts.add(frame.node, event, at - max(0.0, event.age_seconds), boot_id=frame.boot_id):
             self.events_total += 1
             if len(self.events_waiting) < EVENTS_WAITING_MAX:
-                self.events_waiting.append((node, event, realtime))
+                self.events_waiting.append((frame.node, event, realtime))
             self.wake.set()
 
     def _apply_report(self, report: Report, body: Body, at: float, realtime: float) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from instep_diagnosis.bundles import EvidenceBundle
 from instep_diagnosis.detectors.stall import Stall
 from instep_diagnosis.evidence import JobState, NodeFact
 from instep_diagnosis.verdict import Verdict
@@ -18,11 +19,11 @@ from instep_collector.registry import RunState
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One verdict with the state it was drawn from."""
+    """One verdict with what it was drawn from."""
 
     run: RunState
     board: RankBoard
-    job: JobState
+    bundle: EvidenceBundle
     verdict: Verdict
     alarm_age_seconds: float = 0.0
     """Since the first sign of it reached the server."""

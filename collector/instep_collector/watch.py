@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from instep_agent.wire import GpuReport
+from instep_diagnosis.bundles import EvidenceBundle
 from instep_diagnosis.detectors.stall import Stall
 from instep_diagnosis.evidence import JobState
 from instep_diagnosis.settings import CrashSettings, HangSettings, StragglerSettings
@@ -119,7 +120,8 @@ class Watch:
             verdict = judging.crash(job, self._settings.crash)
             is_due = now - failure.at >= self._settings.evidence_grace_seconds
             if verdict is not None and (is_due or verdict.is_node_at_fault):
-                self._sink.crashed(Finding(run, board, job, verdict, alarm_age_seconds=now - failure.at))
+                bundle = EvidenceBundle(job=job, crash=self._settings.crash)
+                self._sink.crashed(Finding(run, board, bundle, verdict, alarm_age_seconds=now - failure.at))
 
     async def _look_for_stall(self, run: RunState, board: RankBoard, now: float) -> None:
         if not board.reports:
@@ -146,7 +148,8 @@ class Watch:
                 return
         found = stall
         verdict = await self._judge(job, lambda: judging.localise(job, found, self._settings.hang))
-        self._sink.localised(Finding(run, board, job, verdict))
+        bundle = EvidenceBundle(stall=found, job=job, hang=self._settings.hang)
+        self._sink.localised(Finding(run, board, bundle, verdict))
 
     async def _look_for_stragglers(self, run: RunState, board: RankBoard, now: float) -> None:
         if now - self._straggler_at.get(run.run, -STRAGGLER_SECONDS) < STRAGGLER_SECONDS:
@@ -155,8 +158,9 @@ class Watch:
         steps = judging.job_steps(run, board)
         job = self._job_state(run, board, now) if steps.steps else None
         if job is not None:
+            bundle = EvidenceBundle(steps=steps, straggler=self._settings.straggler)
             verdicts = await self._judge(job, lambda: judging.stragglers(steps, self._settings.straggler))
-            self._sink.straggling(run, board, [Finding(run, board, job, verdict) for verdict in verdicts])
+            self._sink.straggling(run, board, [Finding(run, board, bundle, verdict) for verdict in verdicts])
 
     def _look_at_facts(self, now: float) -> None:
         fresh = self._facts.take_fresh(now, self._gpus())

@@ -5,7 +5,6 @@ Called for every report after it was journalled, and again for those that are re
 
 from __future__ import annotations
 
-import msgspec
 from instep_collector import control
 from instep_collector.clock import Clock
 from instep_collector.control import Body, Report
@@ -13,12 +12,13 @@ from instep_collector.registry import RunState
 from instep_collector.store import incidents, jobs, orders, plans
 from instep_collector.store.engine import Store
 from instep_collector.store.models import Incident, OrderRow
+from instep_diagnosis.errors import EvidenceError
 from instep_diagnosis.verdict import Kind, Verdict
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from instep_remediation.openings import (
-    JOB_KINDS,
+    STOP,
     Announce,
     Opening,
     identity,
@@ -52,7 +52,7 @@ def follow(session: Session, announce: Announce, run: RunState, report: Report, 
     match body:
         case control.AttemptOpened():
             jobs.keep_attempt(session, report.job, report.run, report.attempt, body, at=at)
-            _obsolete(session, report, at)
+            _overtaken(session, report, body.cause_order, at)
             for row in _earlier(session, report):
                 restarted(row, run, report.attempt, at=at)
         case control.RankExited():
@@ -111,10 +111,11 @@ def _acknowledged(session: Session, report: Report, body: control.OrderAcknowled
         end_order(session, order, "done" if body.outcome == "done" else "refused", body.detail, at=at)
 
 
-def _obsolete(session: Session, report: Report, at: float) -> None:
+def _overtaken(session: Session, report: Report, cause_order: int | None, at: float) -> None:
+    """A newer attempt ends the orders for older ones: the one that caused it is done, acknowledged or not."""
     for order in orders.listed(session, report.run):
         if order.attempt < report.attempt:
-            end_order(session, order, "obsolete", "", at=at)
+            end_order(session, order, "done" if order.id == cause_order else "obsolete", "", at=at)
 
 
 def _earlier(session: Session, report: Report) -> list[Incident]:
@@ -122,7 +123,7 @@ def _earlier(session: Session, report: Report) -> list[Incident]:
     return [
         row
         for row in incidents.active(session, run=report.run)
-        if row.kind in JOB_KINDS and row.attempt < report.attempt and row.state == "open"
+        if row.family == STOP and row.attempt < report.attempt and row.state == "open"
     ]
 
 
@@ -130,9 +131,7 @@ def _decided(session: Session, report: Report, body: control.LocalDecision, at: 
     """The coordinator acted by itself: note it, and open the hang that it found while this server was away."""
     sentence = f"The job's coordinator decided by itself: {body.action}. {body.reason}".strip()
     rows = [
-        row
-        for row in incidents.active(session, run=report.run)
-        if row.attempt == report.attempt and row.kind in JOB_KINDS
+        row for row in incidents.active(session, run=report.run) if row.attempt == report.attempt and row.family == STOP
     ]
     verdict = _local_verdict(body)
     if not rows and verdict is not None and verdict.kind is Kind.HANG:
@@ -165,7 +164,7 @@ def _decided(session: Session, report: Report, body: control.LocalDecision, at: 
 def _local_verdict(body: control.LocalDecision) -> Verdict | None:
     try:
         return verdict_from_json(body.verdict) if body.verdict else None
-    except msgspec.ValidationError:
+    except EvidenceError:
         return None
 
 
@@ -175,7 +174,7 @@ def _finished(session: Session, announce: Announce, report: Report, body: contro
         end_order(session, order, "obsolete", "the run is over", at=at)
     for row in incidents.active(session, run=report.run):
         is_open = row.state == "open"
-        if is_open and row.kind in JOB_KINDS and row.verdict_at is None:
+        if is_open and row.family == STOP and row.verdict_at is None:
             continue  # Its verdict is still to come; it is ended right after.
         resolve(session, row, f"The run is over ({body.outcome}).", at=at, state="resolved" if is_open else "withdrawn")
         if is_open:

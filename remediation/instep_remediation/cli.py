@@ -54,7 +54,7 @@ def nodes(arguments: list[str] | None = None) -> int:
 
 def _parser(noun: str, text: str) -> tuple[argparse.ArgumentParser, Any]:
     parser = argparse.ArgumentParser(prog=f"instep {noun}", description=text)
-    return parser, parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    return parser, parser.add_subparsers(dest="verb", required=True)
 
 
 def _verb(verbs: Any, name: str, text: str, show: Show) -> argparse.ArgumentParser:

@@ -28,13 +28,14 @@ from instep_remediation.executor import Executor
 from instep_remediation.guards import JobBudget
 from instep_remediation.node_faults import NodeFaults
 from instep_remediation.openings import (
-    HANG_KINDS,
-    JOB_KINDS,
+    STOP,
     Announce,
     Opening,
     catch_up,
     fill_in,
     identity,
+    is_hang,
+    join_fault,
     merge,
     note,
     open_incident,
@@ -80,7 +81,7 @@ class Desk:
         self._stragglers = StragglerDesk(clock, store, self.conclude)
         self._node_faults = NodeFaults(clock, store, self.conclude)
         with store.begin() as session:
-            self._stalled = {row.run for row in queries.active(session) if row.kind in HANG_KINDS}
+            self._stalled = {row.run for row in queries.active(session) if is_hang(row)}
 
     # Crashes ---------------------------------------------------------------------------------------------------------
 
@@ -92,12 +93,12 @@ class Desk:
         with self._store.begin() as session:
             known = queries.of_attempt(session, *key)
             is_ordered = any(order.action in ("restart", "stop") for order in order_queries.of_attempt(session, *key))
-        if is_ordered or any(row.kind in (Kind.CRASH, Kind.MISMATCH) for row in known):
+        if is_ordered or any(row.family == STOP and not is_hang(row) for row in known):
             self._settled[key] = None
             if len(self._settled) > SETTLED_MAX:
                 del self._settled[next(iter(self._settled))]
             return False
-        return not any(row.kind in HANG_KINDS and row.state == "open" for row in known)
+        return not any(is_hang(row) and row.state == "open" for row in known)
 
     def crashed(self, finding: Finding) -> None:
         """Open the attempt's one crash incident, with its plan and order."""
@@ -123,7 +124,7 @@ class Desk:
             if not is_new:
                 return
             for suspected in queries.of_attempt(session, run.run, board.attempt):
-                if suspected.kind in HANG_KINDS and suspected.state == "suspect":
+                if is_hang(suspected) and suspected.state == "suspect":
                     merge(session, suspected, row, at=now)
             self.conclude(session, row, finding)
         self._hub.wake(run.run)
@@ -208,7 +209,7 @@ class Desk:
         with self._store.begin() as session:
             row = self._hang_of(session, run, board)
             if row is None:
-                if not any(other.kind in HANG_KINDS for other in queries.active(session, run=run.run)):
+                if not any(is_hang(other) for other in queries.active(session, run=run.run)):
                     self._stalled.discard(run.run)
             elif row.state == "suspect":
                 resolve(session, row, "The job goes on: it was no hang.", at=now, state="withdrawn")
@@ -239,6 +240,8 @@ class Desk:
     def conclude(self, session: Session, row: Incident, finding: Finding) -> None:
         """Fill the verdict in, plan, execute, tell people: all in the caller's transaction."""
         now = self._clock.realtime()
+        if row.family == STOP:
+            row = join_fault(session, row, finding.verdict, now=now)
         fill_in(row, finding, now=now)
         self._metrics.incidents.labels(row.kind, str(row.is_drill).lower()).inc()
         plan = make_plan(row.id, finding.verdict, self._policy, self._budget(session, finding))
@@ -249,7 +252,7 @@ class Desk:
                 self._metrics.orders.labels("restart").inc()
                 place = f"without {', '.join(order.exclude)}" if order.exclude else "in place"
                 note(row, f"A restart {place} was ordered (order {order.id}).")
-        if row.kind in JOB_KINDS:
+        if row.family == STOP:
             catch_up(session, row, finding.run, finding.board, now=now)
         self._announce(session, row, "verdict")
 
@@ -268,17 +271,14 @@ class Desk:
             has_plan_pending=bool(plan_queries.executing(session, run.run)),
             local_decision=board.decision.action if board.decision else "",
             evidence_age_seconds=min(known, default=0.0) if finding.verdict.kind is Kind.HANG else 0.0,
+            nodes_proposed=plan_queries.nodes_proposed(session),
             last_restart_age_seconds=self._clock.realtime() - restarts[0].created_at if restarts else None,
         )
 
     def _hang_of(self, session: Session, run: RunState, board: RankBoard) -> Incident | None:
         """Return the attempt's active hang, if there is one."""
         return next(
-            (
-                row
-                for row in queries.active(session, run=run.run)
-                if row.attempt == board.attempt and row.kind in HANG_KINDS
-            ),
+            (row for row in queries.active(session, run=run.run) if row.attempt == board.attempt and is_hang(row)),
             None,
         )
 

@@ -22,6 +22,8 @@ class JobBudget:
     """Nodes that stand by, so that others can be left out."""
     has_plan_pending: bool = False
     """Another plan for this run is being carried out."""
+    nodes_proposed: frozenset[str] = frozenset()
+    """Nodes whose draining is proposed already."""
     local_decision: str = ""
     """What the coordinator did by itself about this attempt, such as `restart`."""
     evidence_age_seconds: float = 0.0
@@ -42,7 +44,6 @@ def restart_refusal(verdict: Verdict, policy: Policy, budget: JobBudget) -> str 
     refusals = (
         (not policy.jobs.restart, "the policy says jobs.restart = false"),
         (not budget.is_controlled, "no coordinator of this run listens for orders"),
-        (not budget.is_current_attempt, f"attempt {verdict.attempt} is over and another one runs"),
         (bool(budget.local_decision), f"the run's coordinator has decided by itself ({budget.local_decision})"),
         (budget.has_plan_pending, "another plan for this job is being carried out"),
         (
@@ -54,6 +55,7 @@ def restart_refusal(verdict: Verdict, policy: Policy, budget: JobBudget) -> str 
             budget.restarts_used >= budget.max_restarts,
             f"{budget.restarts_used} of {budget.max_restarts} restarts are used (--max-restarts)",
         ),
+        (not budget.is_current_attempt, f"attempt {verdict.attempt} is over"),
         (last is not None and last < interval, f"the last restart is less than {interval:.0f} s ago"),
     )
     return next((reason for is_refused, reason in refusals if is_refused), None)

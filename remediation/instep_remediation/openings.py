@@ -14,17 +14,17 @@ from instep_collector.sink import Finding
 from instep_collector.store import incidents as queries
 from instep_collector.store import plans as plan_queries
 from instep_collector.store.models import Incident
+from instep_diagnosis.incidents import Family, family
 from instep_diagnosis.verdict import Kind, Verdict
 from sqlalchemy.orm import Session
 
-from instep_remediation.verdict_json import job_to_json, verdict_to_json
+from instep_remediation.verdict_json import as_json, verdict_from_json, verdict_to_json
 
 Announce = Callable[[Session, Incident, str], None]
 """Queues a message to people: incident, and the occasion (`verdict` or `resolved`)."""
 
-HANG_KINDS = (Kind.HANG.value,)
-JOB_KINDS = (Kind.HANG.value, Kind.CRASH.value, Kind.MISMATCH.value)
-"""Kinds that end an attempt, and are over when the next one has kept a step."""
+STOP = Family.STOP.value
+"""Incidents that end an attempt, and are over when the next one has kept a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ def open_incident(session: Session, opening: Opening, *, state: str, now: float)
         id=f"inc-{secrets.token_hex(6)}",
         identity=opening.identity,
         kind=opening.kind,
+        family=family(Kind(opening.kind)).value,
         state=state,
         merged_into=None,
         job=opening.job,
@@ -106,7 +107,7 @@ def identity(run: str, attempt: int, kind: str, onset: str | int | None) -> str:
 def fill_in(row: Incident, finding: Finding, *, now: float) -> None:
     """Put a verdict and its evidence into an incident; the moment of the first one stays."""
     verdict = finding.verdict
-    row.summary, row.verdict, row.evidence = verdict.summary, verdict_to_json(verdict), job_to_json(finding.job)
+    row.summary, row.verdict, row.evidence = verdict.summary, verdict_to_json(verdict), as_json(finding.bundle)
     row.is_drill = row.is_drill or verdict.is_drill
     row.state = "open" if row.state in ("suspect", "withdrawn") else row.state
     row.alarm_at = row.alarm_at if row.alarm_at is not None else now - finding.alarm_age_seconds
@@ -162,6 +163,40 @@ def step_kept(session: Session, row: Incident, attempt: int, step: int, *, at: f
         resolve(session, row, f"Step {step} was kept by every rank in attempt {attempt}.", at=at)
 
 
-def accused(verdict: Verdict) -> set[str]:
-    """Return the nodes that a verdict names."""
-    return {suspect.node for suspect in verdict.suspects if suspect.node}
+def is_hang(row: Incident) -> bool:
+    """Whether it began as an alarm about a job that makes no progress."""
+    return row.family == STOP and row.kind == Kind.HANG
+
+
+def device(verdict: Verdict) -> tuple[str, str, str, str] | None:
+    """Return (node, GPU, fault class, boot) of a verdict about a fault, else None."""
+    if not (verdict.fault_class and verdict.suspects):
+        return None
+    return (verdict.suspects[0].node, verdict.suspects[0].gpu, verdict.fault_class, verdict.boot_id)
+
+
+def device_of(row: Incident) -> tuple[str, str, str, str] | None:
+    """Return what `device` says of an incident's verdict."""
+    return device(verdict_from_json(row.verdict)) if row.verdict else None
+
+
+def join_fault(session: Session, row: Incident, verdict: Verdict, *, now: float) -> Incident:
+    """Return the incident that goes on with a stop's verdict: an older one about the same faulty device, or itself."""
+    where = device(verdict)
+    older = next(
+        (
+            other
+            for other in queries.active(session)
+            if where is not None
+            and other.id != row.id
+            and other.family == Family.GPU_FAULT
+            and device_of(other) == where
+        ),
+        None,
+    )
+    if older is None:
+        return row
+    merge(session, row, older, at=now)
+    older.family, older.job, older.run, older.attempt = STOP, row.job, row.run, row.attempt
+    older.onset_step = row.onset_step
+    return older

@@ -53,7 +53,7 @@ def make_plan(incident: str, verdict: Verdict, policy: Policy, budget: JobBudget
         else:
             reasons.append(f"No restart is ordered: {refusal}.")
     if policy.nodes.drain == "propose":
-        actions.extend(DrainNode(node, verdict.summary) for node in nodes)
+        actions.extend(DrainNode(node, verdict.summary) for node in nodes if node not in budget.nodes_proposed)
     actions.append(Notify(incident))
     return Plan(incident, verdict.job, verdict.run, verdict.attempt, tuple(actions), " ".join(reasons))
 

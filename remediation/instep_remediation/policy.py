@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-_strict = ConfigDict(extra="forbid", frozen=True)
+_strict = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class JobPolicy(BaseModel):

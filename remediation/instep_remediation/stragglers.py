@@ -4,6 +4,7 @@ restarted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -62,6 +63,10 @@ class StragglerDesk:
             suspect = finding.verdict.suspects[0] if finding.verdict.suspects else None
             key = (run.run, suspect.rank if suspect else None, suspect.node if suspect else "")
             known = self._open.get(key)
+            if not finding.verdict.is_ongoing:
+                if known is not None:
+                    known.found_at = -math.inf  # It has recovered, and the detector knows it.
+                continue
             if known is None:
                 self._open[key] = Open(self._begin(finding, key), now, step, now)
                 continue
@@ -75,7 +80,11 @@ class StragglerDesk:
                 self._end(known.incident, step)
 
     def _is_over(self, known: Open, run: RunState, now: float, step: int) -> bool:
-        return run.is_finished or (now - known.found_at >= CLEAR_SECONDS and step >= known.found_step + CLEAR_STEPS)
+        return (
+            run.is_finished
+            or math.isinf(known.found_at)
+            or (now - known.found_at >= CLEAR_SECONDS and step >= known.found_step + CLEAR_STEPS)
+        )
 
     def _begin(self, finding: Finding, key: Key) -> str:
         run, verdict, now = finding.run, finding.verdict, self._clock.realtime()

@@ -97,6 +97,9 @@ class Incident(Base):
     identity: Mapped[str] = mapped_column(String(700), unique=True)
     """(run, attempt, kind, onset step) or (node, device, fault class, boot id): opening twice opens once."""
     kind: Mapped[str] = mapped_column(String(40))
+    """Of its first verdict; the alert's label."""
+    family: Mapped[str] = mapped_column(String(20))
+    """`stop`, `straggler` or `gpu-fault`: a fault that proves to have stopped a job becomes a stop."""
     state: Mapped[str] = mapped_column(String(20), index=True)
     """`suspect`, `open`, `resolved`, `withdrawn` (a suspect that was nothing) or `merged`."""
     merged_into: Mapped[str | None] = mapped_column(String(40))
@@ -111,7 +114,7 @@ class Incident(Base):
     verdict: Mapped[dict[str, Any] | None]
     """As `instep_diagnosis.codec` writes it; None while it is being localised."""
     evidence: Mapped[dict[str, Any] | None]
-    """The job's state from which the verdict was drawn, so that it can be drawn again."""
+    """The bundle from which the verdict was drawn, so that it can be drawn again."""
     done: Mapped[list[Any]]
     """What was done, one sentence each."""
     resolution: Mapped[str] = mapped_column(Text)

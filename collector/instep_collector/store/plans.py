@@ -62,3 +62,13 @@ def close(session: Session, incident: str, *, at: float) -> None:
 def proposes(session: Session, plan: int) -> bool:
     """Whether an action of the plan waits for somebody to decide on it."""
     return any(action.state == "proposed" for action in actions(session, plan))
+
+
+def nodes_proposed(session: Session) -> frozenset[str]:
+    """Return the nodes about which a proposal waits to be decided on."""
+    waiting = session.scalars(
+        select(ActionRow)
+        .join(PlanRow, PlanRow.id == ActionRow.plan)
+        .where(ActionRow.state == "proposed", PlanRow.state.in_(PENDING))
+    ).all()
+    return frozenset(str(action.arguments["node"]) for action in waiting if "node" in action.arguments)

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from instep_collector.errors import JournalError, Refused
 from instep_collector.ingest import read_body
-from instep_collector.store import incidents, nodes, orders, plans
+from instep_collector.store import incidents, jobs, nodes, orders, plans
+from instep_collector.store.models import PlanRow
+from sqlalchemy.orm import Session
 
 from instep_remediation.orders import WAIT_SECONDS_MAX
 from instep_remediation.server.bundle import incident_bundle
-from instep_remediation.server.views import incident_view, job_view, node_view, order_view, plan_view
+from instep_remediation.server.views import (
+    attempt_view,
+    incident_view,
+    job_view,
+    node_view,
+    order_view,
+    plan_view,
+    steps_view,
+)
 
 if TYPE_CHECKING:
     from instep_remediation.server.runtime import Runtime
 
 REPORT_BYTES_MAX = 16 * 1024 * 1024
 """A dump of all ranks of a node with their flight recorders."""
+STATES_SHOWN = ("suspect", "open", "resolved")
+"""Withdrawn suspicions and merged incidents are listed when they are asked for."""
 Limit = Annotated[int, Query(ge=1, le=1000)]
+States = Annotated[list[str] | None, Query(max_length=10)]
 
 
 def control_routes(runtime: Runtime) -> APIRouter:
@@ -67,8 +81,8 @@ def health_routes(runtime: Runtime) -> APIRouter:
     return router
 
 
-def read_routes(runtime: Runtime) -> APIRouter:
-    """Return the read API."""
+def job_routes(runtime: Runtime) -> APIRouter:
+    """Return what is known of jobs and nodes now."""
     router = APIRouter(prefix="/api/v1")
 
     @router.get("/jobs")
@@ -77,57 +91,67 @@ def read_routes(runtime: Runtime) -> APIRouter:
         runs = sorted(runtime.registry.runs.values(), key=lambda run: (run.is_finished, run.job, run.run))
         return {"jobs": [job_view(run, runtime.registry, now) for run in runs]}
 
+    @router.get("/jobs/{run}")
+    async def show_job(run: str) -> dict[str, Any]:
+        with runtime.store.begin() as session:
+            attempts = [attempt_view(row) for row in jobs.attempts(session, run)]
+        live = runtime.registry.runs.get(run)
+        if live is None:
+            kept = _found(attempts, f"There is no run {run[:40]!r}.")
+            return {"run": run, "state": "over", "attempts": kept}
+        return job_view(live, runtime.registry, runtime.clock.monotonic()) | {"attempts": attempts}
+
+    @router.get("/jobs/{run}/steps")
+    async def show_steps(run: str, steps: Annotated[int, Query(ge=1, le=256)] = 60) -> dict[str, Any]:
+        live = _found(runtime.registry.runs.get(run), f"There is no run {run[:40]!r}.")
+        return steps_view(live, steps)
+
     @router.get("/nodes")
     async def list_nodes() -> dict[str, Any]:
         now = runtime.clock.monotonic()
         with runtime.store.begin() as session:
-            return {
-                "nodes": [node_view(row, runtime.registry.nodes.get(row.node), now) for row in nodes.nodes(session)]
-            }
+            rows = nodes.nodes(session)
+        return {"nodes": [node_view(row, runtime.registry.nodes.get(row.node), now) for row in rows]}
+
+    return router
+
+
+def incident_routes(runtime: Runtime) -> APIRouter:
+    """Return incidents and their bundles, plans and orders."""
+    router = APIRouter(prefix="/api/v1")
+    base = runtime.config.runbook_url
 
     @router.get("/incidents")
-    async def list_incidents(
-        state: Annotated[list[str] | None, Query(max_length=10)] = None, limit: Limit = 200
-    ) -> dict[str, Any]:
+    async def list_incidents(state: States = None, limit: Limit = 200) -> dict[str, Any]:
         with runtime.store.begin() as session:
-            rows = incidents.recent(session, limit=limit, states=state or ())
-            return {"incidents": [incident_view(row, runbook_base=runtime.config.runbook_url) for row in rows]}
+            rows = incidents.recent(session, limit=limit, states=state or STATES_SHOWN)
+            return {"incidents": [incident_view(row, runbook_base=base) for row in rows]}
 
     @router.get("/incidents/{id}")
     async def show_incident(id: str) -> dict[str, Any]:
         with runtime.store.begin() as session:
             row = _found(incidents.get(session, id), f"There is no incident {id[:40]!r}.")
-            made = [
-                plan_view(plan, list(plans.actions(session, plan.id))) for plan in plans.of_incident(session, row.id)
-            ]
-            return incident_view(row, runbook_base=runtime.config.runbook_url) | {"plans": made}
+            return incident_view(row, runbook_base=base) | {
+                "plans": _plans(session, plans.of_incident(session, row.id))
+            }
 
     @router.get("/incidents/{id}/bundle")
     async def export_incident(id: str) -> Response:
         with runtime.store.begin() as session:
             row = _found(incidents.get(session, id), f"There is no incident {id[:40]!r}.")
-            data = incident_bundle(session, row, runbook_base=runtime.config.runbook_url)
-        return Response(
-            data, media_type="application/zip", headers={"Content-Disposition": f'attachment; filename="{row.id}.zip"'}
-        )
+            data = incident_bundle(session, row, runbook_base=base)
+        disposition = f'attachment; filename="{row.id}.zip"'
+        return Response(data, media_type="application/zip", headers={"Content-Disposition": disposition})
 
     @router.get("/plans")
-    async def list_plans(
-        state: Annotated[list[str] | None, Query(max_length=10)] = None, limit: Limit = 200
-    ) -> dict[str, Any]:
+    async def list_plans(state: States = None, limit: Limit = 200) -> dict[str, Any]:
         with runtime.store.begin() as session:
-            return {
-                "plans": [
-                    plan_view(row, list(plans.actions(session, row.id)))
-                    for row in plans.recent(session, limit=limit, states=state or ())
-                ]
-            }
+            return {"plans": _plans(session, plans.recent(session, limit=limit, states=state or ()))}
 
     @router.get("/plans/{id}")
     async def show_plan(id: Annotated[int, Path(ge=0, le=2**62)]) -> dict[str, Any]:
         with runtime.store.begin() as session:
-            row = _found(plans.get(session, id), f"There is no plan {id}.")
-            return plan_view(row, list(plans.actions(session, row.id)))
+            return _plans(session, [_found(plans.get(session, id), f"There is no plan {id}.")])[0]
 
     @router.get("/orders")
     async def list_orders(limit: Limit = 200) -> dict[str, Any]:
@@ -141,7 +165,11 @@ def read_routes(runtime: Runtime) -> APIRouter:
     return router
 
 
+def _plans(session: Session, rows: Sequence[PlanRow]) -> list[dict[str, Any]]:
+    return [plan_view(row, list(plans.actions(session, row.id))) for row in rows]
+
+
 def _found(row: Any, detail: str) -> Any:
-    if row is None:
+    if row is None or row == []:
         raise HTTPException(404, detail)
     return row

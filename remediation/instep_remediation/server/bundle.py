@@ -1,6 +1,4 @@
-"""One incident as a zip of JSON files: everything its verdict was drawn from, to be looked at or judged again
-elsewhere.
-"""
+"""One incident as a zip of JSON: diagnosis's own evidence bundle, with the incident and its plans beside it."""
 
 from __future__ import annotations
 
@@ -11,28 +9,27 @@ from typing import Any
 
 from instep_collector.store import plans
 from instep_collector.store.models import Incident
+from instep_diagnosis.bundles import EvidenceBundle
+from instep_diagnosis.codec import from_builtins
+from instep_diagnosis.files.bundle import packed
 from sqlalchemy.orm import Session
 
 from instep_remediation.server.views import incident_view, plan_view
+from instep_remediation.verdict_json import verdict_from_json
 
-FORMAT_VERSION = 1
+EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def incident_bundle(session: Session, row: Incident, *, runbook_base: str) -> bytes:
-    """Return the zip: `bundle.json`, `incident.json`, `verdict.json`, `job_state.json`, `plans.json`."""
-    files: dict[str, Any] = {
-        "bundle.json": {"format": "instep-incident", "version": FORMAT_VERSION, "incident": row.id, "kind": row.kind},
-        "incident.json": incident_view(row, runbook_base=runbook_base),
-        "plans.json": [
-            plan_view(plan, list(plans.actions(session, plan.id))) for plan in plans.of_incident(session, row.id)
-        ],
-    }
-    files |= {"verdict.json": row.verdict} if row.verdict else {}
-    files |= {"job_state.json": row.evidence} if row.evidence else {}
+    """Return the zip. `instep diagnose bundle` comes to the same verdict from it, where a verdict was drawn here."""
+    made = [plan_view(plan, list(plans.actions(session, plan.id))) for plan in plans.of_incident(session, row.id)]
+    files: dict[str, Any] = {"incident.json": incident_view(row, runbook_base=runbook_base), "plans.json": made}
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+    if row.verdict and row.evidence:
+        out.write(packed(from_builtins(row.evidence, EvidenceBundle), [verdict_from_json(row.verdict)]))
+    with zipfile.ZipFile(out, "a", zipfile.ZIP_DEFLATED) as archive:
         for name, value in files.items():
             archive.writestr(
-                zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0)), json.dumps(value, indent=1, ensure_ascii=False)
+                zipfile.ZipInfo(name, EPOCH), json.dumps(value, indent=1, ensure_ascii=False), zipfile.ZIP_DEFLATED
             )
     return out.getvalue()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from instep_collector.tokens import Principal, Scope, TokenEntry
+from instep_remediation.errors import PolicyError
+from instep_remediation.toml_file import read_toml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-_strict = ConfigDict(extra="forbid", frozen=True)
+_strict = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class TokenConfig(BaseModel):
@@ -97,3 +101,34 @@ class ServerConfig(BaseModel):
         """Host and port to listen on."""
         host, _, port = self.listen.rpartition(":")
         return host.strip("[]"), int(port)
+
+
+def describe(path: str | None) -> list[dict[str, Any]]:
+    """Return every setting with its value and where that came from; raises ValueError with one sentence."""
+    try:
+        config = read_toml(Path(path), ServerConfig) if path else ServerConfig()
+    except PolicyError as error:
+        raise ValueError(str(error)) from error
+    return list(_rows(config, path, ""))
+
+
+def _rows(model: BaseModel, path: str | None, prefix: str) -> Iterator[dict[str, Any]]:
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            yield from _rows(value, path, f"{prefix}{name}.")
+            continue
+        shown = [token.name for token in value] if name == "tokens" else value
+        yield {
+            "key": prefix + name,
+            "value": str(shown) if isinstance(shown, Path) else shown,
+            "source": path if name in model.model_fields_set else "default",
+            "help": field.description or "",
+            "range": ", ".join(_limit(rule) for rule in field.metadata if _limit(rule)),
+        }
+
+
+def _limit(rule: Any) -> str:
+    """Return one rule of a field in words; empty for what is no range."""
+    words = (("gt", "more than"), ("ge", "at least"), ("lt", "less than"), ("le", "at most"))
+    return next((f"{word} {getattr(rule, sign)}" for sign, word in words if hasattr(rule, sign)), "")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from instep_collector.page.heat_map import own_seconds
 from instep_collector.registry import NodeState, Registry, RunState
-from instep_collector.store.models import ActionRow, Incident, Node, OrderRow, PlanRow
+from instep_collector.store.models import ActionRow, Attempt, Incident, Node, OrderRow, PlanRow
 
 from instep_remediation.advice import next_steps, runbook
 from instep_remediation.alerts.message import moment
@@ -153,5 +154,39 @@ def job_view(run: RunState, registry: Registry, now: float) -> dict[str, Any]:
                 "heartbeat_age_seconds": round(report.heartbeat_age_seconds + age, 3),
             }
             for report, age in board.ranks_now(now)
+        ],
+    }
+
+
+def attempt_view(row: Attempt) -> dict[str, Any]:
+    """Return one attempt of a run."""
+    return {
+        "attempt": row.attempt,
+        "members": row.members,
+        "resume_step": row.resume_step,
+        "cause_order": row.cause_order,
+        "outcome": row.outcome,
+        "opened_at": moment(row.opened_at),
+        "ended_at": moment(row.ended_at),
+    }
+
+
+def steps_view(run: RunState, count: int) -> dict[str, Any]:
+    """Return the last steps of the running attempt by rank: seconds, None where a step was not reported."""
+    board = run.current()
+    kept = {rank: {step.step: step for step in steps} for rank, steps in sorted(board.steps.items())}
+    numbers = sorted({number for steps in kept.values() for number in steps})[-count:]
+    return {
+        "run": run.run,
+        "attempt": run.attempt,
+        "steps": numbers,
+        "ranks": [
+            {
+                "rank": rank,
+                "node": run.node_of(rank),
+                "wall_seconds": [steps[number].wall_seconds if number in steps else None for number in numbers],
+                "work_seconds": [own_seconds(steps[number]) if number in steps else None for number in numbers],
+            }
+            for rank, steps in kept.items()
         ],
     }

@@ -44,6 +44,7 @@ def upgrade() -> None:
         sa.Column("id", sa.String(length=40), nullable=False),
         sa.Column("identity", sa.String(length=700), nullable=False),
         sa.Column("kind", sa.String(length=40), nullable=False),
+        sa.Column("family", sa.String(length=20), nullable=False),
         sa.Column("state", sa.String(length=20), nullable=False),
         sa.Column("merged_into", sa.String(length=40), nullable=True),
         sa.Column("job", sa.String(length=200), nullable=False),

@@ -1,0 +1,295 @@
+"""A hang or a crash leads to one incident, one order, and is over when the job goes on; the healthy twin leads to nothing."""
+
+import pytest
+from tests.remediation.bench import play, server
+from tests.remediation.fake_job import FakeJob, node_of
+
+
+async def begin(bench, job, **healthy):
+    await bench.report(job.opened())
+    for _ in range(3):
+        await bench.send(*job.frames(job.healthy(**healthy), bench.clock))
+        await bench.tick(0.25)
+
+
+async def freeze(bench, job, culprit=2, seconds=4.0):
+    """Frames come on, and their ages grow, until the alarm."""
+    for tenths in range(0, int(seconds * 10), 5):
+        await bench.send(*job.frames(job.stuck(culprit, tenths / 10), bench.clock))
+        await bench.tick(0.5)
+
+
+def test_a_healthy_job_gives_no_incident_and_no_order(tmp_path):
+    async def story():
+        async with server(tmp_path) as bench:
+            job = FakeJob()
+            await bench.report(job.opened())
+            for _ in range(60):
+                job.step += 1
+                await bench.send(*job.frames(job.healthy(count=3), bench.clock))
+                await bench.tick(0.2)
+            await bench.report(job.report("run_finished", {"outcome": "finished", "exit_code": 0}))
+            await bench.tick(1.0)
+            assert await bench.incidents() == []
+            assert await bench.orders() == []
+    play(story)
+
+
+def test_a_frozen_rank_is_named_and_the_job_is_restarted_in_place(tmp_path):
+    async def story():
+        async with server(tmp_path) as bench:
+            job = FakeJob()
+            await begin(bench, job)
+            await freeze(bench, job, seconds=2.0)
+            (dump,) = await bench.orders()
+            assert dump["action"] == "dump"
+            await bench.report(job.dump(dump["id"], job.stuck(2, 4.5)), job.report(
+                "order_acknowledged", {"order": dump["id"], "outcome": "done", "detail": ""}))
+            await bench.tick(0.1)
+            (restart,) = await bench.orders()
+            assert (restart["action"], restart["exclude"], restart["attempt"]) == ("restart", [], 0)
+            await bench.report(job.report("order_acknowledged", {"order": restart["id"], "outcome": "done", "detail": ""}))
+            await bench.report(job.exited(2))  # Killed because of our own order: no crash.
+            await bench.tick(1.0)
+            bench.clock.move(0.5)
+            await bench.report(*job.restarted(restart["id"]))
+            await bench.tick(0.2)
+            (incident,) = await bench.incidents()
+            assert (incident["kind"], incident["state"], incident["certainty"]) == ("hang", "resolved", "confirmed")
+            (suspect,) = incident["suspects"]
+            assert (suspect["rank"], suspect["node"], suspect["cause"]) == (2, "node-b", "stopped")
+            late = incident["latencies"]
+            assert 0.5 <= late["onset_to_alarm_seconds"] <= 4.0
+            assert late["alarm_to_verdict_seconds"] <= 2.5
+            assert late["verdict_to_step_kept_seconds"] == pytest.approx(1.5, abs=0.3)
+            (plan,) = (await bench.get("/api/v1/plans"))["plans"]
+            assert [action["name"] for action in plan["actions"]] == ["restart", "notify"]
+            assert plan["state"] == "done"
+            assert await bench.orders() == []
+    play(story)
+
+
+def test_a_hang_gets_its_verdict_without_a_dump_after_two_seconds(tmp_path):
+    async def story():
+        async with server(tmp_path) as bench:
+            job = FakeJob()
+            await begin(bench, job)
+            await freeze(bench, job)
+            await freeze(bench, job, seconds=3.0)
+            assert "restart" in [order["action"] for order in await bench.orders()]
+    play(story)
+
+
+def test_a_killed_rank_with_an_xid_is_one_incident_and_moves_the_ranks(tmp_path):
+    async def story():
+        async with server(tmp_path) as bench:
+            job = FakeJob()
+            await begin(bench, job)
+            await bench.send(*job.frames(job.healthy(1), bench.clock, {"node-b": (job.xid(),)}))
+            await bench.report(job.exited(2))
+            await bench.tick(0.1)  # The node's fact is fatal: nothing to wait for.
+            (restart,) = await bench.orders()
+            assert (restart["action"], restart["exclude"]) == ("restart", ["node-b"])
+            await bench.report(*job.restarted(restart["id"], ("node-a", "node-c")))
+            for _ in range(12):
+                await bench.tick(1.0)
+            (incident,) = await bench.incidents()
+            assert (incident["kind"], incident["state"]) == ("crash", "resolved")
+            assert "79" in str(incident["verdict"]["evidence"])
+            assert {(s["rank"], s["node"], s["cause"]) for s in incident["suspects"]} == {(2, "node-b", "gpu-fault")}
+            (plan,) = (await bench.get("/api/v1/plans"))["plans"]
+            assert [(a["name"], a["state"]) for a in plan["actions"]] == [
+                ("restart", "done"), ("drain_node", "proposed"), ("notify", "done")]
+            assert plan["state"] == "waiting"
+            assert "drain node node-b" in plan["text"]
+    play(story)
+
+
+def test_a_crash_waits_for_facts_and_is_ordered_within_its_grace(tmp_path):
+    async def story():
+        async with server(tmp_path) as bench:
+            job = FakeJob()
+            await begin(bench, job)
+            await bench.report(job.exited(1, -9))
+            await bench.tick(0.3)
+            assert await bench.orders() == []
+            await bench.tick(0.35)
+            (restart,) = await bench.orders()
+            assert (restart["action"], restart["exclude"]) == ("restart", [])
+            (incident,) = await bench.incidents("open")
+            assert incident["suspects"][0]["rank"] == 1
+            assert incident["latencies"]["alarm_to_verdict_seconds"] == pytest.approx(0.65, abs=0.01)
+    play(story)
+
+
+def test_exits_after_the_first_are_consequences(tmp_path):
+    async def story():
+        async with server(tmp_path) as bench:
+            job = FakeJob()
+            await begin(bench, job)
+            await bench.report(job.exited(3, 1))
+            await bench.tick(0.5)
+            await bench.report(job.exited(0, -15), job.exited(1, -9))
+            await bench.tick(0.5)
+            (incident,) = await bench.incidents()
+            assert [suspect["rank"] for suspect in incident["suspects"]] == [3]
+            assert len(await bench.orders()) == 1
+    play(story)
+
+
+def test_no_order_without_a_budget_but_the_verdict_and_the_printed_plan(tmp_path):
+    async def story():
+        async with server(tmp_path) as bench:
+            job = FakeJob(max_restarts=0)
+            await begin(bench, job)
+            await bench.report(job.exited(1), job.report("run_finished", {"outcome": "failed", "exit_code": 1}))
+            await bench.tick(0.7)
+            assert await bench.orders() == []
+            (incident,) = await bench.incidents()
+            assert (incident["kind"], incident["state"]) == ("crash", "resolved")
+            (plan,) = (await bench.get("/api/v1/plans"))["plans"]
+            assert "the run allows 0 restarts (--max-restarts)" in plan["text"]
+    play(story)
+
+
+def test_a_used_up_budget_makes_no_order(tmp_path):
+    async def story():
+        async with server(tmp_path) as bench:
+            job = FakeJob(max_restarts=1, restarts_used=1)
+            await begin(bench, job)
+            await bench.report(job.exited(1))
+            await bench.tick(0.7)
+            assert await bench.orders() == []
+            (plan,) = (await bench.get("/api/v1/plans"))["plans"]
+            assert "1 of 1 restarts are used" in plan["text"]
+    play(story)
+
+
+def test_a_local_decision_is_noted_and_no_order_contradicts_it(tmp_path):
+    async def story():
+        async with server(tmp_path) as bench:
+            job = FakeJob()
+            await begin(bench, job)
+            await bench.report(job.exited(1), job.report("local_decision", {
+                "action": "restart", "exclude": [], "reason": "rank 1 ended", "verdict": None}))
+            await bench.tick(0.7)
+            assert await bench.orders() == []
+            await bench.report(*job.restarted())
+            (incident,) = await bench.incidents()
+            assert incident["state"] == "resolved"
+            assert any("decided by itself: restart" in sentence for sentence in incident["done"])
+    play(story)
+
+
+def test_reports_that_come_all_at_once_end_in_one_resolved_incident(tmp_path):
+    """The server was away: the crash, the local decision and the next attempt arrive in one go."""
+    async def story():
+        async with server(tmp_path) as bench:
+            job = FakeJob()
+            await begin(bench, job)
+            await bench.report(job.exited(1), job.report("local_decision", {
+                "action": "restart", "exclude": [], "reason": "", "verdict": None}), *job.restarted())
+            await bench.tick(0.7)
+            (incident,) = await bench.incidents()
+            assert (incident["kind"], incident["state"], incident["step_kept"]) == ("crash", "resolved", 41)
+            assert await bench.orders() == []
+    play(story)
+
+
+def test_a_straggler_is_named_and_restarts_nothing_and_ends_when_it_is_over(tmp_path):
+    async def story():
+        async with server(tmp_path) as bench:
+            job = FakeJob()
+            await begin(bench, job)
+            for _ in range(30):
+                job.step += 2
+                await bench.send(*job.frames(job.healthy(2, slow={3: 1.3}), bench.clock))
+                await bench.tick(0.5)
+            (incident,) = await bench.incidents("open")
+            assert (incident["kind"], incident["suspects"][0]["rank"]) == ("straggler", 3)
+            assert incident["suspects"][0]["node"] == node_of(3)
+            assert await bench.orders() == []
+            for _ in range(90):
+                job.step += 2
+                await bench.send(*job.frames(job.healthy(2), bench.clock))
+                await bench.report(job.report("heartbeat"))
+                await bench.tick(0.5)
+            (incident,) = await bench.incidents()
+            assert incident["state"] == "resolved"
+    play(story)
+
+
+def test_silence_of_an_agent_raises_nothing(tmp_path):
+    async def story():
+        async with server(tmp_path) as bench:
+            job = FakeJob()
+            await begin(bench, job)
+            for _ in range(20):
+                await bench.report(job.report("heartbeat"))
+                await bench.tick(1.0)
+            assert await bench.incidents() == []
+            assert await bench.orders() == []
+    play(story)
+
+
+def test_a_suspect_is_shown_and_never_acted_upon_and_withdrawn_when_the_job_goes_on(tmp_path):
+    async def story():
+        async with server(tmp_path) as bench:
+            job = FakeJob()
+            await begin(bench, job)
+            for tenths in range(0, 200, 5):  # Alive, in no known phase: it may save or evaluate unannounced.
+                stuck = [report if report.rank != 2 else job.rank(
+                    2, phase="unknown", process_state="running", is_annotated=False, heartbeat_age_seconds=tenths / 10)
+                    for report in job.stuck(2, tenths / 10)]
+                await bench.send(*job.frames(stuck, bench.clock))
+                await bench.report(job.report("heartbeat"))
+                await bench.tick(0.5)
+            (suspect,) = await bench.incidents()
+            assert suspect["state"] == "suspect"
+            assert await bench.orders() == []
+            job.step += 2
+            await bench.send(*job.frames(job.healthy(2), bench.clock))
+            await bench.tick(0.5)
+            assert [row["state"] for row in await bench.incidents()] == ["withdrawn"]
+            assert (await bench.get("/api/v1/incidents"))["incidents"] == []
+    play(story)
+
+
+def test_an_xid_on_an_idle_node_is_an_incident_of_its_own(tmp_path):
+    async def story():
+        async with server(tmp_path) as bench:
+            job = FakeJob()
+            await bench.send(job.frame("node-c", [], bench.clock, (job.xid(),)))
+            await bench.tick(0.1)
+            await bench.send(job.frame("node-c", [], bench.clock, (job.xid(id="boot-node-b:epoch-1:2"),)))
+            await bench.tick(0.1)
+            (incident,) = await bench.incidents()
+            assert (incident["kind"], incident["state"]) == ("gpu-fault", "open")
+            (plan,) = (await bench.get("/api/v1/plans"))["plans"]
+            assert [action["name"] for action in plan["actions"]] == ["drain_node", "notify"]
+    play(story)
+
+
+def test_a_crash_long_after_its_xid_joins_the_older_incident(tmp_path):
+    async def story():
+        async with server(tmp_path) as bench:
+            job = FakeJob()
+            await begin(bench, job)
+            await bench.send(*job.frames(job.healthy(1), bench.clock, {"node-b": (job.xid(),)}))
+            for _ in range(10):
+                job.step += 4
+                await bench.send(*job.frames(job.healthy(4), bench.clock))
+                await bench.report(job.report("heartbeat"))
+                await bench.tick(1.0)
+            (fault,) = await bench.incidents("open")
+            assert fault["kind"] == "gpu-fault"
+            await bench.report(job.exited(2))
+            await bench.tick(0.1)
+            (incident,) = await bench.incidents("open")
+            assert incident["id"] == fault["id"]
+            (restart,) = await bench.orders()
+            assert restart["exclude"] == ["node-b"]
+            await bench.report(*job.restarted(restart["id"], ("node-a", "node-c")))
+            (incident,) = await bench.incidents()
+            assert (incident["id"], incident["state"]) == (fault["id"], "resolved")
+    play(story)
