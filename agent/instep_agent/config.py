@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import os
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -67,3 +70,47 @@ def load_config(path: Path) -> AgentConfig:
         return msgspec.convert(values, AgentConfig)
     except msgspec.ValidationError as error:
         raise ConfigurationInvalid(f"The configuration {path} has a value out of range: {error}.") from error
+
+
+def describe(path: str | None) -> list[dict[str, Any]]:
+    """Give every setting in effect with where it came from, its documentation and its range, for `instep config show`.
+
+    The agent has no usual file: without a path everything is at its default. Options of a running agent are not seen.
+    """
+    config = load_config(Path(path)) if path else AgentConfig()
+    in_file = tomllib.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+    documentation = _documentation()
+    rows: list[dict[str, Any]] = [
+        {
+            "key": field.name,
+            "value": getattr(config, field.name),
+            "source": path if field.name in in_file else "default",
+            "help": documentation.get(field.name, ""),
+            "range": _range(field.type),
+        }
+        for field in msgspec.structs.fields(AgentConfig)
+    ]
+    for row in rows:
+        if row["key"] == "node_name" and not row["value"] and os.environ.get("INSTEP_NODE_NAME"):
+            row |= {"value": os.environ["INSTEP_NODE_NAME"], "source": "INSTEP_NODE_NAME"}
+    return rows
+
+
+def _range(kind: Any) -> str:
+    """Give the limits of a number in words, empty when it has none."""
+    limits = msgspec.inspect.type_info(kind)
+    low, high = getattr(limits, "ge", None), getattr(limits, "le", None)
+    if low is None:
+        return ""
+    return f"{low:g} to {high:g}" if high is not None else f"at least {low:g}"
+
+
+def _documentation() -> dict[str, str]:
+    """Give the text under each field, which the interpreter itself does not keep."""
+    body = ast.parse(inspect.getsource(AgentConfig)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found: dict[str, str] = {}
+    for field, text in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+            found[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
+    return found

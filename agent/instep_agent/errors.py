@@ -60,7 +60,7 @@ class StacksUnavailable(AgentError):
     """The stacks of a process could not be taken."""
 
 
-class ConfigurationInvalid(AgentError):
+class ConfigurationInvalid(AgentError, ValueError):
     """A configuration file or option is wrong."""
 
 

@@ -12,7 +12,7 @@ import urllib.request
 import pytest
 from ingest_server import IngestServer
 from instep_agent import cli
-from instep_agent.config import AgentConfig, load_config
+from instep_agent.config import AgentConfig, describe, load_config
 from instep_agent.rank_record import Phase
 from made_nodes import RECORDED
 from made_records import new_writer
@@ -192,3 +192,26 @@ def test_once_prints_what_every_source_says(capsys, tmp_path):
     assert {"name": "instep_host_load1", "labels": {}, "value": 3.52} in said["samples"]
     assert cli.main(arguments) == 0
     assert "gpu_inventory    ok" in capsys.readouterr().out
+
+
+def test_settings_are_described_with_their_source_and_range(monkeypatch, tmp_path):
+    monkeypatch.setenv("INSTEP_NODE_NAME", "node-a")
+    (tmp_path / "agent.toml").write_text("ranks_interval_seconds = 2\n")
+    rows = {row["key"]: row for row in describe(str(tmp_path / "agent.toml"))}
+    assert list(rows) == list(AgentConfig.__struct_fields__)
+    assert rows["ranks_interval_seconds"] == {
+        "key": "ranks_interval_seconds",
+        "value": 2.0,
+        "source": str(tmp_path / "agent.toml"),
+        "help": "How often rank records are read.",
+        "range": "0.05 to 3600",
+    }
+    assert (rows["node_name"]["value"], rows["node_name"]["source"]) == ("node-a", "INSTEP_NODE_NAME")
+    assert rows["listen"]["source"] == "default"
+    assert all(row["help"] for row in rows.values())
+
+
+def test_describing_a_bad_file_says_what_is_wrong(tmp_path):
+    (tmp_path / "agent.toml").write_text("nonsense = 1")
+    with pytest.raises(ValueError, match="unknown key 'nonsense'"):
+        describe(str(tmp_path / "agent.toml"))

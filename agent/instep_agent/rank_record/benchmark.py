@@ -130,3 +130,7 @@ def _table(results: dict[str, dict[str, float]]) -> str:
         quartiles = f"{row['quartile_low']:.4g} … {row['quartile_high']:.4g}"
         lines.append(f"{name:38} {row['median']:10.4g} {quartiles:>23} {row['min']:10.4g} {row['max']:10.4g}")
     return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

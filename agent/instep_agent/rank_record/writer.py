@@ -191,7 +191,9 @@ class RankRecordWriter:
         self._writes = write = self._writes + 1
         body = _collective(write, token, what, seq, payload_bytes, now, -1, -1, group_returned, group_completed)
         store = self._store
-        store[ring_at] = store[live_at] = body + _tail(crc32(body), write & 0xFFFFFFFF)
+        slot = body + _tail(crc32(body), write & 0xFFFFFFFF)
+        store[ring_at] = slot
+        store[live_at] = slot
         state[_LAST], state[_LIVE_AT], state[_OTHER_AT] = entry, other_at, live_at
         return token
 
