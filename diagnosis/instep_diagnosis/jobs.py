@@ -98,6 +98,7 @@ def _aged(report: RankReport, seconds: float) -> RankReport:
     return replace(
         report,
         heartbeat_age_seconds=report.heartbeat_age_seconds + seconds,
+        phase_age_seconds=None if report.phase_age_seconds is None else report.phase_age_seconds + seconds,
         groups=tuple(
             group
             if group.entered_age_seconds is None

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 
 def _benign_patience_seconds() -> dict[str, float]:
-    return {"startup": 1800.0, "compile": 1800.0, "data": 1800.0, "checkpoint": 1800.0, "evaluation": 1800.0}
+    phases = ("startup", "compile", "data", "checkpoint", "evaluation", "finished", "teardown")
+    return dict.fromkeys(phases, 1800.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,8 @@ class HangSettings:
     """Peers must have waited this many median steps; in a healthy job a wait is shorter than one step."""
     stall_p95_factor: float = 3.0
     """… and this many 95th percentiles, so that a job with long steps now and then gets the patience it needs."""
+    running_patience_factor: float = 1.25
+    """A process that is runnable may only lack a core, so it gets this much more patience than one that sleeps."""
     stopped_seconds: float = 0.5
     """Least wait on a process that is stopped or dead; longer than a stack sampler stops a process for."""
     stopped_step_factor: float = 1.5

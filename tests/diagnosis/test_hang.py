@@ -242,3 +242,25 @@ def test_fewer_known_ranks_make_it_less_sure():
     sure = verdict_of(Scenario().waits(0, 1, 3).sits(2, phase="forward", process="stopped")).confidence
     less = verdict_of(Scenario().waits(0, 1).never_heard(3).sits(2, phase="forward", process="stopped")).confidence
     assert less < sure
+
+
+RECV = [("recv", "/venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", 2500), *USER_STACK]
+
+
+def test_a_rank_seen_inside_a_transfer_is_a_victim_of_the_one_outside():
+    job = Scenario().waits(0, 1).sits(2, phase="forward").sits(3, phase="forward")
+    job.dumped(2, *RECV).dumped(3, *USER_STACK)
+    assert [suspect.rank for suspect in verdict_of(job).suspects] == [3]
+
+
+def test_where_transfers_are_not_on_record_a_rank_inside_one_is_not_accused():
+    job = Scenario().waits(0, 1, 3).sits(2, phase="forward", unobserved=("p2p",)).dumped(2, *RECV)
+    verdict = verdict_of(job)
+    assert (verdict.suspects, verdict.certainty) == ((), Certainty.SUSPECT)
+
+
+def test_the_last_collective_of_a_rank_that_has_sent_since_is_in_its_ring():
+    job = Scenario().waits(0, 1, 3).sits(2, phase="forward", process="stopped")
+    job.in_groups(2, group(9, done=9, op="send"))
+    job.called(2, (509, "all_reduce", 4096), (510, "all_reduce", 4096), (9, "send", 64))
+    assert [suspect.rank for suspect in verdict_of(job).suspects] == [2]

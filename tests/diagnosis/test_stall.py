@@ -9,7 +9,9 @@ from instep_diagnosis.verdict import Certainty
 from tests.diagnosis.scenarios import Scenario, group
 
 SETTINGS = HangSettings()
-BENIGN = ["startup", "compile", "data", "checkpoint", "evaluation"]
+BENIGN = ["startup", "compile", "data", "checkpoint", "evaluation", "finished", "teardown"]
+
+PHASES = [*BENIGN, "forward", "backward", "optimizer", "user", "between", "unknown", "wait"]
 
 
 def stall(scenario, settings=SETTINGS):
@@ -70,6 +72,14 @@ def test_patience_follows_the_jobs_own_steps():
 def test_a_few_outliers_do_not_make_it_patient():
     job = Scenario().steps_of(*(0.2,) * 60, 30.0, 30.0).job()
     assert stall_patience_seconds(job, SETTINGS) == 2.0
+
+
+def test_a_process_that_may_only_lack_a_core_gets_more_patience():
+    def found(process):
+        return stall(Scenario().waits(0, 1, 3, seconds=2.2).sits(2, phase="forward", process=process, seconds=2.2))
+
+    assert found("running") is None
+    assert found("sleeping").suspects == (2,)
 
 
 def test_a_rank_that_still_gives_signs_of_life_is_not_stuck():
@@ -172,6 +182,36 @@ def test_launched_and_not_known_to_be_complete_is_no_wait_outside_a_blocking_pha
 def test_a_stopped_process_is_found_even_when_nobody_is_seen_to_wait():
     found = stall(Scenario().sits(2, phase="forward", process="stopped", seconds=3.0))
     assert found.suspects == (2,)
+
+
+@pytest.mark.parametrize("phase", BENIGN)
+def test_a_completion_noticed_late_is_no_stall_while_all_are_in_a_benign_phase(phase):
+    job = Scenario().waits(0, 1, 2, 3, seconds=60.0)
+    for rank in range(4):
+        job.sits(rank, phase=phase, seconds=60.0)
+    assert stall(job) is None
+
+
+def test_a_completion_noticed_late_is_a_suspicion_while_the_phase_is_unknown():
+    job = Scenario().waits(0, 1, 2, 3, seconds=10.0)
+    for rank in range(4):
+        job.sits(rank, phase="between", seconds=10.0, is_annotated=False)
+    assert stall(job).certainty is Certainty.SUSPECT
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(505, 511), st.booleans(), st.floats(0, 1.9), st.floats(0, 3), st.sampled_from(PHASES)),
+        min_size=4,
+        max_size=4,
+    )
+)
+def test_no_mixture_of_places_waits_and_late_reports_below_the_patience_is_a_stall(places):
+    job = Scenario()
+    for rank, (seq, is_open, seconds, late, phase) in enumerate(places):
+        job.sits(rank, phase=phase, seconds=seconds).in_groups(rank, group(seq, done=seq - is_open, age=seconds))
+        job.last_heard(rank, late)
+    assert stall(job) is None
 
 
 @given(st.permutations(range(4)))

@@ -81,7 +81,10 @@ def _is_late(case: _Case, waits: Sequence[Wait]) -> bool:
 
 def _blame(case: _Case, guilty: Mapping[int, Sequence[Wait]]) -> Verdict:
     """A verdict against the ranks that keep others waiting and wait for nobody."""
-    found = {rank: host_state(case.states[rank]) for rank in guilty}
+    found = _without_victims(case, {rank: host_state(case.states[rank]) for rank in guilty})
+    if not found:
+        return _unknown(case)
+    guilty = {rank: guilty[rank] for rank in found}
     is_weak = all(wait.is_weak for waits in guilty.values() for wait in waits)
     localised = LOCALISED_WEAKLY if is_weak else LOCALISED
     tied = len(guilty) if is_weak else 1
@@ -100,6 +103,20 @@ def _blame(case: _Case, guilty: Mapping[int, Sequence[Wait]]) -> Verdict:
         evidence=(*_wait_evidence(case, waits), *(e for host in found.values() for e in host.evidence)),
     )
     return replace(verdict, certainty=Certainty.SUSPECT) if benign else verdict
+
+
+def _without_victims(case: _Case, found: dict[int, HostState]) -> dict[int, HostState]:
+    """Leave out ranks whose stack shows them in a collective or a transfer themselves, where that can explain them.
+
+    It can when another rank is seen outside, and when transfers are not on record: then they wait for a peer unseen.
+    """
+    inside = {rank for rank, host in found.items() if host.stuck_at is StuckAt.DEVICE}
+    is_anybody_outside = len(inside) < len(found)
+    return {
+        rank: host
+        for rank, host in found.items()
+        if rank not in inside or not (is_anybody_outside or "p2p" in case.states[rank].report.unobserved)
+    }
 
 
 def _suspect(case: _Case, rank: int, host: HostState, localised: float, tied: int = 1) -> Suspect:

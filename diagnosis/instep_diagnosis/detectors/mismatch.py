@@ -14,7 +14,19 @@ from instep_diagnosis.verdict import Evidence
 Signature = tuple[str, int]
 """Operation and payload in bytes; 0 bytes where the operation's payload may rightly differ between ranks."""
 
-_EVEN_OPS = frozenset({"all_reduce", "reduce", "broadcast", "reduce_scatter", "all_gather"})
+_UNNAMED = frozenset({"", "unknown"})
+_EVEN_OPS = frozenset(
+    {
+        "all_reduce",
+        "all_reduce_coalesced",
+        "all_gather",
+        "all_gather_into_tensor",
+        "broadcast",
+        "reduce",
+        "reduce_scatter",
+        "reduce_scatter_tensor",
+    }
+)
 """Operations in which every rank must hand over as many bytes as the others."""
 
 
@@ -84,10 +96,11 @@ def _signatures(state: RankState, key: str) -> dict[int, Signature]:
     called = {
         entry.seq: _signature(entry.op, entry.payload_bytes)
         for entry in state.collectives
-        if entry.group_key == key and entry.op and not is_point_to_point(entry.op)
+        if entry.group_key == key and entry.op not in _UNNAMED and not is_point_to_point(entry.op)
     }
     for group in state.groups:
-        if group.key == key and group.entered_seq and group.op and not is_point_to_point(group.op):
+        is_named = group.op not in _UNNAMED and not is_point_to_point(group.op)
+        if group.key == key and group.entered_seq and is_named:
             called[group.entered_seq] = _signature(group.op, group.payload_bytes)
     return called
 

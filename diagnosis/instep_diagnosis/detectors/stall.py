@@ -82,6 +82,8 @@ def detect_stall(job: JobState, settings: HangSettings) -> Stall | None:
     Waits and heartbeats count only up to the moment each report was read, so a late report never looks like a long
     wait.
     """
+    if not _may_be_stalled(job, settings):
+        return None
     graph = wait_graph(job, report_age_seconds_max=settings.report_age_seconds_max)
     states = {state.rank: state for state in job.ranks if state.rank in graph.known}
     findings = [
@@ -93,6 +95,17 @@ def detect_stall(job: JobState, settings: HangSettings) -> Stall | None:
         findings = _mutual(job, graph, settings)
     confirmed = [finding for finding in findings if finding.certainty is Certainty.CONFIRMED]
     return _stall(job, graph, confirmed or findings) if findings else None
+
+
+def _may_be_stalled(job: JobState, settings: HangSettings) -> bool:
+    """A cheap look before the graph is built: is anybody stopped, or in a collective for as long as the least
+    patience?"""
+    least = _frozen_patience_seconds(job, settings)
+    return any(
+        state.report.process_state == "stopped"
+        or any((group.entered_age_seconds or least) >= least for group in state.groups)
+        for state in job.ranks
+    )
 
 
 def stall_patience_seconds(job: JobState, settings: HangSettings) -> float:
@@ -138,7 +151,9 @@ def _claims(job: JobState, state: RankState, settings: HangSettings) -> list[tup
     if state.report.process_state == "uninterruptible":
         # One sample in D state is common (a page from disk), so it must last twice as long as a stop.
         return [(StallReason.FROZEN, Certainty.CONFIRMED, 2 * _frozen_patience_seconds(job, settings))]
-    if phase in _WORKING_PHASES or (phase == "between" and state.report.is_annotated):
+    if state.report.process_state == "running":
+        patience *= settings.running_patience_factor
+    if _is_at_work(state):
         return [(StallReason.WORKING, Certainty.CONFIRMED, patience)]
     confirmed = max(patience, settings.unknown_phase_patience_seconds)
     return [
@@ -186,12 +201,32 @@ def _mutual(job: JobState, graph: WaitGraph, settings: HangSettings) -> list[_Fi
             return [_Finding(StallReason.DEADLOCK, Certainty.CONFIRMED, None, circle, waited, patience)]
     if graph.waiting:
         return []
-    waits = tuple(wait for wait in graph.complete() if wait.age_seconds >= patience)
+    return _symmetric(job, graph, patience, settings)
+
+
+def _symmetric(job: JobState, graph: WaitGraph, patience: float, settings: HangSettings) -> list[_Finding]:
+    """Completion may be noticed late, so a rank that has gone on to a benign phase is not taken to sit in it."""
+    states = {state.rank: state for state in job.ranks}
+    waits = tuple(
+        wait
+        for wait in graph.complete()
+        if wait.age_seconds >= patience
+        and _idle_seconds(states[wait.rank]) >= patience
+        and states[wait.rank].report.phase not in settings.benign_patience_seconds
+    )
     full = tuple(wait for wait in waits if _all_wait(wait, waits))
-    if full:
-        waited = max(wait.age_seconds for wait in full)
-        return [_Finding(StallReason.SYMMETRIC, Certainty.CONFIRMED, None, full, waited, patience)]
-    return []
+    if not full:
+        return []
+    waited = min(wait.age_seconds for wait in full)
+    is_sure = all(_is_at_work(states[wait.rank]) for wait in full) or waited >= settings.unknown_phase_patience_seconds
+    certainty = Certainty.CONFIRMED if is_sure else Certainty.SUSPECT
+    return [_Finding(StallReason.SYMMETRIC, certainty, None, full, waited, patience)]
+
+
+def _is_at_work(state: RankState) -> bool:
+    """Whether the rank is in a phase known not to be benign."""
+    phase = state.report.phase
+    return phase in _WORKING_PHASES or (phase == "between" and state.report.is_annotated)
 
 
 def _all_wait(wait: Wait, waits: tuple[Wait, ...]) -> bool:

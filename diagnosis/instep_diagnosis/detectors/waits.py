@@ -13,7 +13,7 @@ from instep_agent.wire import GroupReport
 
 from instep_diagnosis.evidence import JobState, RankState
 
-POINT_TO_POINT = re.compile(r"^(?:\w+:)?(?:i|batch_i)?(?P<way>send|recv)\b", re.IGNORECASE)
+POINT_TO_POINT = re.compile(r"^(?:\w+:)?(?:i|batch_i)?(?P<way>send|recv)(?![a-z])", re.IGNORECASE)
 _PEERS = re.compile(r"(\d+)\s*(->|<-)\s*(\d+)")
 # A call that came back on NCCL may still run on the device. Only in these phases is a rank that shows no progress in
 # it.
@@ -104,11 +104,8 @@ def is_point_to_point(op: str) -> bool:
 def _group_waits(job: JobState, fresh: dict[int, RankState], key: str) -> list[Wait]:
     reports = {rank: group for rank, state in fresh.items() for group in state.groups if group.key == key}
     members = _members(job, reports)
-    entered = {
-        rank: group.entered_seq
-        for rank, group in reports.items()
-        if group.entered_seq is not None and not is_point_to_point(group.op)
-    }
+    seqs = {rank: _entered_seq(fresh[rank], group) for rank, group in reports.items()}
+    entered = {rank: seq for rank, seq in seqs.items() if seq is not None}
     waits = []
     for rank, group in sorted(reports.items()):
         if not _is_open(fresh[rank], group):
@@ -118,6 +115,14 @@ def _group_waits(job: JobState, fresh: dict[int, RankState], key: str) -> list[W
         else:
             waits.append(_collective_wait(fresh, rank, group, members, entered))
     return waits
+
+
+def _entered_seq(state: RankState, group: GroupReport) -> int | None:
+    """The last collective a rank entered in a group: from its ring where its newest operation was a transfer."""
+    if not is_point_to_point(group.op):
+        return group.entered_seq
+    seqs = [e.seq for e in state.collectives if e.group_key == group.key and not is_point_to_point(e.op)]
+    return max(seqs, default=None)
 
 
 def _collective_wait(

@@ -56,15 +56,18 @@ def step_arrays(job: JobSteps, *, window_steps: int) -> StepArrays | None:
         for row in job.steps[rank]:
             if row.step in index:
                 pauses = row.checkpoint_seconds + row.evaluation_seconds
-                busy = row.wall_seconds - row.wait_seconds - (row.starved_seconds or 0.0) - row.data_seconds - pauses
-                cpu_time = np.nan if row.cpu_seconds is None else row.cpu_seconds
-                queued = np.nan if row.starved_seconds is None else row.starved_seconds
+                cpu_time, queued = _observed(row.cpu_seconds), _observed(row.starved_seconds)
+                busy = row.wall_seconds - row.wait_seconds - np.nan_to_num(queued) - row.data_seconds - pauses
                 columns_KTR[:, index[row.step], r] = (
                     busy, row.wait_seconds, cpu_time, queued, row.data_seconds, row.tokens, row.tokens_squared
                 )  # fmt: skip
     own, wait, cpu, starved, data, tokens, squared = columns_KTR
     corrected = per_tokens(np.maximum(own, _SECONDS_MIN), tokens, squared)
     return StepArrays(ranks, steps, corrected, wait, cpu, starved, data)
+
+
+def _observed(value: float | None) -> float:
+    return np.nan if value is None else value
 
 
 def per_tokens(own_seconds_TR: Array, tokens_TR: Array, tokens_squared_TR: Array) -> Array:
