@@ -26,7 +26,8 @@ _kept: list[object] = []
 
 def is_rank(environment: os._Environ[str] = os.environ) -> bool:
     """Whether this process is the one that the supervisor started as a rank."""
-    return "INSTEP_RUN" in environment and "RANK" in environment and CLAIMED not in environment
+    return ("INSTEP_RUN" in environment and "RANK" in environment and CLAIMED not in environment
+            and environment.get("INSTEP_OBSERVE", "1") != "0")
 
 
 def claim_record() -> RankRecordWriter | None:

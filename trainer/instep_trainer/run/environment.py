@@ -39,7 +39,7 @@ def rank_environment(options: RunOptions, opening: Open, local_rank: int, superv
     ours = {
         "INSTEP_JOB": options.job, "INSTEP_RUN": options.run, "INSTEP_ATTEMPT": opening.attempt,
         "INSTEP_NODE_NAME": options.node, "INSTEP_RECORD_ROOT": options.record_root, "INSTEP_SUPERVISOR_PID": supervisor_pid,
-        "INSTEP_DRILLS": int(options.are_drills_allowed),
+        "INSTEP_OBSERVE": int(options.is_observed), "INSTEP_DRILLS": int(options.are_drills_allowed),
         "INSTEP_RESUME_STEP": "" if opening.resume_step is None else opening.resume_step,
     }
     environment = {name: str(value) for name, value in (torchrun | ours).items()}

@@ -45,6 +45,7 @@ class RunOptions:
     server_silence_seconds: float
     stop_grace_seconds: float
     rejoin_seconds: float
+    is_observed: bool
     are_drills_allowed: bool
     keeps_records: bool
 
@@ -102,6 +103,7 @@ def _add_own(parser: argparse.ArgumentParser) -> None:
     _add(ours, "--server-silence-seconds", type=float, default=5.0, help="after so long without the server the supervisors judge hangs themselves (default 5)")
     _add(ours, "--stop-grace-seconds", type=float, default=2.0, help="between SIGTERM and SIGKILL when ranks are ended (default 2)")
     _add(ours, "--rejoin-seconds", type=float, default=60.0, help="how long a supervisor looks for a lost coordinator (default 60)")
+    _add(ours, "--observe", choices=["on", "off"], default="on", help="off: ranks write no record, so nothing but exits is seen (to measure its cost)")
     _add(ours, "--allow-drills", action="store_true", help="let `instep inject` reach this run's ranks")
     _add(ours, "--keep-records", action="store_true", help="leave records and checkpoints in shared memory after a run that finished")
 
@@ -136,7 +138,7 @@ def read_options(arguments: Sequence[str]) -> RunOptions:
         log_dir=Path(parsed.log_dir) if parsed.log_dir else None, server=parsed.server.rstrip("/"), token=_token(parsed),
         verdict_wait_seconds=parsed.verdict_wait_seconds, server_silence_seconds=parsed.server_silence_seconds,
         stop_grace_seconds=parsed.stop_grace_seconds, rejoin_seconds=parsed.rejoin_seconds,
-        are_drills_allowed=parsed.allow_drills, keeps_records=parsed.keep_records)
+        is_observed=parsed.observe == "on", are_drills_allowed=parsed.allow_drills, keeps_records=parsed.keep_records)
 
 
 def _nodes(text: str) -> tuple[int, int]:

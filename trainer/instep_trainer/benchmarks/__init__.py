@@ -1,0 +1,1 @@
+"""Benchmarks of the trainer part, found by `instep bench` through entry points."""
