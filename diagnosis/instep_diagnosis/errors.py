@@ -1,7 +1,7 @@
 """What can go wrong in diagnosis.
 
-    DiagnosisError
-    └── EvidenceError      the evidence cannot be read; trying again does not help
+DiagnosisError
+└── EvidenceError      the evidence cannot be read; trying again does not help
 """
 
 

@@ -117,9 +117,7 @@ def _with_dump(state: RankState | None, dump: RankDump, age_seconds: float) -> R
         fresh = _aged_state(_filled(dump.report, state), age_seconds)
     else:
         fresh = state
-    return replace_field(
-        fresh, stacks=dump.stacks, answers=dump.answers, is_dumped=True, missing=dump.missing
-    )
+    return replace_field(fresh, stacks=dump.stacks, answers=dump.answers, is_dumped=True, missing=dump.missing)
 
 
 def _filled(report: RankReport, older: RankState | None) -> RankReport:

@@ -96,9 +96,7 @@ class Scenario:
         self, rank: int, *, phase: str, process: str = "sleeping", seconds: float = 4.0, **changes: Any
     ) -> Scenario:
         """This rank has shown no sign of life for so long."""
-        return self._change(
-            rank, phase=phase, process_state=process, heartbeat_age_seconds=seconds, **changes
-        )
+        return self._change(rank, phase=phase, process_state=process, heartbeat_age_seconds=seconds, **changes)
 
     def in_groups(self, rank: int, *groups: GroupReport) -> Scenario:
         return self._change(rank, groups=groups)

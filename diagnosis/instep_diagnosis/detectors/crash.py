@@ -95,10 +95,15 @@ def _mismatched(job: JobState, failed: Sequence[RankState], mismatch: Mismatch) 
         kind=Kind.MISMATCH,
         summary=f"{mismatch.in_words()} {ranks_words(died, is_start=True)} {have(len(died))} failed over it.",
         suspects=tuple(
-            Suspect(rank, states[rank].report.node, states[rank].report.gpu, cause, sure) for rank in
-            mismatch.culprits ), owner=Owner.JOB, cause=cause, group=mismatch.group_words.removeprefix("group "),
-            seq=mismatch.seq, op=mismatch.expected[0] if mismatch.expected else "", evidence=(*mismatch_evidence(job,
-            mismatch), *(_exit_evidence(state) for state in failed)), )
+            Suspect(rank, states[rank].report.node, states[rank].report.gpu, cause, sure) for rank in mismatch.culprits
+        ),
+        owner=Owner.JOB,
+        cause=cause,
+        group=mismatch.group_words.removeprefix("group "),
+        seq=mismatch.seq,
+        op=mismatch.expected[0] if mismatch.expected else "",
+        evidence=(*mismatch_evidence(job, mismatch), *(_exit_evidence(state) for state in failed)),
+    )
 
 
 def _base(job: JobState, failed: Sequence[RankState]) -> Verdict:

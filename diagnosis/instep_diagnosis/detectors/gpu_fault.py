@@ -41,6 +41,13 @@ def _verdict(fact: NodeFact, fault: KernelFault) -> Verdict:
                 node=fact.node,
                 source="kernel-log",
                 age_seconds=fact.age_seconds,
-                fields={"line": fact.text, "code": fault.line.code, "action": fault.action, "event_id":
-                fact.event_id}, ), ), onset_age_seconds=fact.age_seconds, is_node_at_fault=True, is_drill=bool(drill),
-                cause=Cause.GPU_FAULT, fault_class=fault.fault_class, boot_id=fact.boot_id, )
+                fields={"line": fact.text, "code": fault.line.code, "action": fault.action, "event_id": fact.event_id},
+            ),
+        ),
+        onset_age_seconds=fact.age_seconds,
+        is_node_at_fault=True,
+        is_drill=bool(drill),
+        cause=Cause.GPU_FAULT,
+        fault_class=fault.fault_class,
+        boot_id=fact.boot_id,
+    )

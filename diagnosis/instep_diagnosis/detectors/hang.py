@@ -27,6 +27,10 @@ from instep_diagnosis.settings import HangSettings
 from instep_diagnosis.verdict import Cause, Certainty, Evidence, Kind, Owner, StuckAt, Suspect, Verdict
 
 
+WAITS_SHOWN_MAX = 16
+"""Waiting ranks in a verdict's evidence, the longest waits first; all of them are in `waiting_ranks`."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Case:
     """Everything that is known about one stall."""
@@ -278,16 +282,25 @@ def _base(case: _Case, waits: Sequence[Wait]) -> Verdict:
 
 
 def _wait_evidence(case: _Case, waits: Sequence[Wait]) -> tuple[Evidence, ...]:
-    return tuple(
-        Evidence(
-            text=f"Rank {wait.rank} entered {entry_words(wait)} {wait.age_seconds:.1f} s before it was read; "
-            + (f"{ranks_words(wait.targets)} {have(len(wait.targets))} not." if wait.targets else "all have."),
-            node=case.states[wait.rank].report.node,
-            rank=wait.rank,
-            source="rank-record",
-            age_seconds=case.states[wait.rank].report_age_seconds,
-            fields={"seq": wait.seq, "op": wait.group.op, "group_key": wait.group.key, "wait_seconds":
-            wait.age_seconds}, ) for wait in waits )
+    longest = sorted(waits, key=lambda wait: (-wait.age_seconds, wait.rank))[:WAITS_SHOWN_MAX]
+    return tuple(_wait_line(case.states[wait.rank], wait) for wait in longest)
+
+
+def _wait_line(state: RankState, wait: Wait) -> Evidence:
+    missing = f"{ranks_words(wait.targets)} {have(len(wait.targets))} not." if wait.targets else "all have."
+    return Evidence(
+        text=f"Rank {wait.rank} entered {entry_words(wait)} {wait.age_seconds:.1f} s before it was read; {missing}",
+        node=state.report.node,
+        rank=wait.rank,
+        source="rank-record",
+        age_seconds=state.report_age_seconds,
+        fields={
+            "seq": wait.seq,
+            "op": wait.group.op,
+            "group_key": wait.group.key,
+            "wait_seconds": wait.age_seconds,
+        },
+    )
 
 
 def _host_evidence(case: _Case, ranks: Sequence[int]) -> tuple[Evidence, ...]:

@@ -177,9 +177,7 @@ def _unheard(job: JobState, graph: WaitGraph, settings: HangSettings) -> list[_F
     return [_Finding(StallReason.UNKNOWN_RANK, Certainty.SUSPECT, None, tuple(waits), waited, patience)]
 
 
-def _alone(
-    job: JobState, states: dict[int, RankState], graph: WaitGraph, settings: HangSettings
-) -> list[_Finding]:
+def _alone(job: JobState, states: dict[int, RankState], graph: WaitGraph, settings: HangSettings) -> list[_Finding]:
     """Stopped processes that nobody is seen to wait for: peers may wait where it cannot be observed."""
     patience = stall_patience_seconds(job, settings)
     found = []

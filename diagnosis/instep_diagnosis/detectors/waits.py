@@ -106,6 +106,13 @@ def _group_waits(job: JobState, fresh: dict[int, RankState], key: str) -> list[W
     members = _members(job, reports)
     seqs = {rank: _entered_seq(fresh[rank], group) for rank, group in reports.items()}
     entered = {rank: seq for rank, seq in seqs.items() if seq is not None}
+    in_transfer = {rank for rank in reports if _has_open_transfer(fresh[rank], key)}
+    unknown = tuple(rank for rank in members if rank not in entered and rank not in in_transfer)
+    # Waiters at one number wait for the same ranks, so that each set is made once, however large the group.
+    behind = {
+        seq: tuple(rank for rank in members if entered.get(rank, seq) < seq or rank in in_transfer)
+        for seq in set(entered.values())
+    }
     waits = []
     for rank, group in sorted(reports.items()):
         if not _is_open(fresh[rank], group):
@@ -113,7 +120,8 @@ def _group_waits(job: JobState, fresh: dict[int, RankState], key: str) -> list[W
         if is_point_to_point(group.op):
             waits.append(_peer_wait(fresh, rank, group, members))
         else:
-            waits.append(_collective_wait(fresh, rank, group, members, entered))
+            seq = group.entered_seq or 0
+            waits.append(Wait(rank, group, seq, _age(fresh[rank], group), behind[seq], unknown))
     return waits
 
 
@@ -123,21 +131,6 @@ def _entered_seq(state: RankState, group: GroupReport) -> int | None:
         return group.entered_seq
     seqs = [e.seq for e in state.collectives if e.group_key == group.key and not is_point_to_point(e.op)]
     return max(seqs, default=None)
-
-
-def _collective_wait(
-    fresh: dict[int, RankState], rank: int, group: GroupReport, members: tuple[int, ...], entered: dict[int, int]
-) -> Wait:
-    seq = group.entered_seq or 0
-    in_transfer = {r for r in members if r in fresh and _has_open_transfer(fresh[r], group.key)}
-    return Wait(
-        rank=rank,
-        group=group,
-        seq=seq,
-        age_seconds=_age(fresh[rank], group),
-        targets=tuple(r for r in members if r != rank and (entered.get(r, seq) < seq or r in in_transfer)),
-        unknown=tuple(r for r in members if r not in entered and r not in in_transfer),
-    )
 
 
 def _peer_wait(fresh: dict[int, RankState], rank: int, group: GroupReport, members: tuple[int, ...]) -> Wait:
