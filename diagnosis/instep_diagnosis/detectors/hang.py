@@ -26,7 +26,6 @@ from instep_diagnosis.facts import join_facts
 from instep_diagnosis.settings import HangSettings
 from instep_diagnosis.verdict import Cause, Certainty, Evidence, Kind, Owner, StuckAt, Suspect, Verdict
 
-
 WAITS_SHOWN_MAX = 16
 """Waiting ranks in a verdict's evidence, the longest waits first; all of them are in `waiting_ranks`."""
 
