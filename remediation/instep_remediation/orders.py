@@ -91,6 +91,10 @@ class OrderHub:
             if not self._waiting[run]:
                 del self._waiting[run]
 
+    def waiting(self, run: str) -> int:
+        """Return how many coordinators wait for this run's orders."""
+        return len(self._waiting.get(run, ()))
+
     def release(self) -> None:
         """Answer everybody who waits: the server ends."""
         for run in list(self._waiting):
