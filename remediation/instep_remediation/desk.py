@@ -252,6 +252,8 @@ class Desk:
                 self._metrics.orders.labels("restart").inc()
                 place = f"without {', '.join(order.exclude)}" if order.exclude else "in place"
                 note(row, f"A restart {place} was ordered (order {order.id}).")
+        if row.kind == Kind.STRAGGLER:
+            note(row, "Nothing: a straggler is reported, no job is restarted for it.")
         if row.family == STOP:
             catch_up(session, row, finding.run, finding.board, now=now)
         self._announce(session, row, "verdict")

@@ -1,4 +1,6 @@
-"""Lets these tests import `tests.remediation.bench…`: the suite runs in importlib mode, which puts no folder on the path."""
+"""Lets these tests import `tests.remediation.bench…`: the suite runs in importlib mode, which puts no folder on the
+path.
+"""
 
 import sys
 from pathlib import Path

@@ -5,8 +5,14 @@ from instep_collector.delivery import SEQUENCES_KEPT, Deliveries
 
 
 def frame(sequence, *, at=0.0, boot="b", epoch="e"):
-    return Frame(cluster="", node="n", boot_id=boot, agent_epoch=epoch, sequence=sequence,
-                 anchor=ClockAnchor(boot_id=boot, monotonic_ns=int(at * 1e9), realtime_ns=0, uncertainty_ns=0))
+    return Frame(
+        cluster="",
+        node="n",
+        boot_id=boot,
+        agent_epoch=epoch,
+        sequence=sequence,
+        anchor=ClockAnchor(boot_id=boot, monotonic_ns=int(at * 1e9), realtime_ns=0, uncertainty_ns=0),
+    )
 
 
 def test_a_frame_is_seen_once_per_boot_epoch_and_sequence():

@@ -19,6 +19,7 @@ def opened(folder, **limits):
 def write(journal, *payloads):
     async def story():
         await asyncio.gather(*(journal.append(RecordKind.FRAME, 1.5, payload) for payload in payloads))
+
     asyncio.run(story())
 
 
@@ -103,8 +104,10 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
         Journal(tmp_path / "file" / "journal").open()
 
 
-@given(st.lists(st.tuples(st.integers(0, 255), st.floats(allow_nan=False), st.binary(max_size=200)), max_size=5),
-       st.binary(max_size=40))
+@given(
+    st.lists(st.tuples(st.integers(0, 255), st.floats(allow_nan=False), st.binary(max_size=200)), max_size=5),
+    st.binary(max_size=40),
+)
 def test_encode_then_decode_is_the_identity_whatever_follows(records, tail):
     data = b"".join(encode_record(*record) for record in records)
     found = [(record.kind, record.realtime, record.payload) for record, _ in decode_records(data + tail)]

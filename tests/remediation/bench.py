@@ -76,8 +76,9 @@ async def server(folder, clock=None, policy=None, **settings):
     runtime.open()
     token = read_token(runtime.token_file)
     transport = httpx.ASGITransport(app=make_application(runtime, is_watching=False))
-    async with httpx.AsyncClient(transport=transport, base_url="http://instep", headers={"Authorization": f"Bearer {token}"}
-                                 ) as client:
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://instep", headers={"Authorization": f"Bearer {token}"}
+    ) as client:
         try:
             yield Bench(runtime, client, clock)
         finally:

@@ -8,23 +8,34 @@ import pytest
 from instep_agent.wire import Dictionary
 from instep_remediation.server.api import control_routes, health_routes, incident_routes, job_routes
 from instep_remediation.server.page import page_routes
+
 from tests.remediation.bench import play, server
 from tests.remediation.fake_job import FakeJob
 
 INGEST = [("POST", "/ingest/v1/frames"), ("POST", "/ingest/v1/dictionary")]
-TOKENS = {"agent": "agent-token-of-some-length", "view": "view-token-of-some-length!", "operate": "operate-token-of-length!!"}
+TOKENS = {
+    "agent": "agent-token-of-some-length",
+    "view": "view-token-of-some-length!",
+    "operate": "operate-token-of-length!!",
+}
 
 
 def every_route(runtime):
     routers = [make(runtime) for make in (control_routes, health_routes, incident_routes, job_routes, page_routes)]
-    routes = [(method, route.path.replace("{id}", "1").replace("{run}", "run-1"))
-              for router in routers for route in router.routes for method in route.methods]
+    routes = [
+        (method, route.path.replace("{id}", "1").replace("{run}", "run-1"))
+        for router in routers
+        for route in router.routes
+        for method in route.methods
+    ]
     return sorted({*routes, *INGEST, ("GET", "/api/v1/openapi.json"), ("GET", "/docs"), ("PUT", "/nowhere")})
 
 
 def tokens():
-    return [{"name": scope, "sha256": hashlib.sha256(token.encode()).hexdigest(), "scopes": [scope]}
-            for scope, token in TOKENS.items()]
+    return [
+        {"name": scope, "sha256": hashlib.sha256(token.encode()).hexdigest(), "scopes": [scope]}
+        for scope, token in TOKENS.items()
+    ]
 
 
 def bearer(scope):
@@ -36,11 +47,16 @@ def test_nothing_is_answered_without_a_token_but_health(tmp_path):
         async with server(tmp_path) as bench:
             del bench.client.headers["Authorization"]
             for method, path in every_route(bench.runtime):
-                for headers in ({}, {"Authorization": "Bearer wrong-token-wrong-token"}, {"Authorization": "Basic YTpi"},
-                                {"Cookie": "instep_session=guess"}):
+                for headers in (
+                    {},
+                    {"Authorization": "Bearer wrong-token-wrong-token"},
+                    {"Authorization": "Basic YTpi"},
+                    {"Cookie": "instep_session=guess"},
+                ):
                     answer = await bench.client.request(method, path, headers=headers)
                     expected = 200 if path in ("/healthz", "/readyz") else 401
                     assert answer.status_code == expected, (method, path, headers)
+
     play(story)
 
 
@@ -48,15 +64,24 @@ def test_each_scope_opens_its_own_doors_only(tmp_path):
     async def story():
         async with server(tmp_path, tokens=tokens()) as bench:
             for scope, method, path, status in (
-                ("agent", "GET", "/api/v1/incidents", 403), ("agent", "GET", "/", 403), ("agent", "GET", "/metrics", 403),
-                ("view", "POST", "/ingest/v1/frames", 403), ("view", "POST", "/control/v1/reports", 403),
-                ("view", "GET", "/control/v1/orders?run=r&wait_seconds=0", 403), ("view", "GET", "/api/v1/incidents", 200),
-                ("view", "GET", "/", 200), ("view", "GET", "/metrics", 200), ("operate", "GET", "/api/v1/plans", 200),
-                ("operate", "POST", "/ingest/v1/frames", 403), ("view", "POST", "/api/v1/incidents", 403),
-                ("operate", "GET", "/docs", 403), ("agent", "GET", "/control/v1/orders?run=r&wait_seconds=0", 200),
+                ("agent", "GET", "/api/v1/incidents", 403),
+                ("agent", "GET", "/", 403),
+                ("agent", "GET", "/metrics", 403),
+                ("view", "POST", "/ingest/v1/frames", 403),
+                ("view", "POST", "/control/v1/reports", 403),
+                ("view", "GET", "/control/v1/orders?run=r&wait_seconds=0", 403),
+                ("view", "GET", "/api/v1/incidents", 200),
+                ("view", "GET", "/", 200),
+                ("view", "GET", "/metrics", 200),
+                ("operate", "GET", "/api/v1/plans", 200),
+                ("operate", "POST", "/ingest/v1/frames", 403),
+                ("view", "POST", "/api/v1/incidents", 403),
+                ("operate", "GET", "/docs", 403),
+                ("agent", "GET", "/control/v1/orders?run=r&wait_seconds=0", 200),
             ):
                 answer = await bench.client.request(method, path, headers=bearer(scope))
                 assert answer.status_code == status, (scope, method, path, answer.text)
+
     play(story)
 
 
@@ -70,10 +95,12 @@ def test_a_token_bound_to_a_node_speaks_for_it_only(tmp_path):
                 frame = job.frame(node, [], bench.clock)
                 answer = await bench.client.post("/ingest/v1/frames", content=frame, headers=bearer("agent"))
                 assert answer.status_code == status
-                answer = await bench.client.post("/control/v1/reports", json=job.opened() | {"node": node},
-                                                 headers=bearer("agent"))
+                answer = await bench.client.post(
+                    "/control/v1/reports", json=job.opened() | {"node": node}, headers=bearer("agent")
+                )
                 assert answer.status_code == status
             assert sorted(bench.runtime.registry.nodes) == ["node-a"]
+
     play(story)
 
 
@@ -88,21 +115,45 @@ def test_metrics_are_open_when_configured(tmp_path):
             assert 'instep_job_step{job="gpt"} 40.0' in text
             assert "instep_ingest_frames_total 3.0" in text
             assert 'instep_incidents_open{kind="hang"} 0.0' in text
+
     play(story)
 
 
-@pytest.mark.parametrize(("path", "body", "status", "words"), [
-    ("/ingest/v1/frames", b"", 400, "not a frame"),
-    ("/ingest/v1/frames", b"\xc1" * 100, 400, "not a frame"),
-    ("/ingest/v1/frames", b"x" * (4 * 1024 * 1024 + 1), 413, "longer than"),
-    ("/ingest/v1/dictionary", b"\x80", 400, "not a dictionary"),
-    ("/control/v1/reports", b"{", 400, "not a report"),
-    ("/control/v1/reports", b"[" * 100_000, 400, "not a report"),
-    ("/control/v1/reports", b'{"id":1,"job":"j","run":"r","attempt":0,"node":"n","kind":"nonsense","body":{}}', 400, "no report kind"),
-    ("/control/v1/reports", b'{"id":1,"job":"j","run":"r","attempt":-1,"node":"n","kind":"heartbeat","body":{}}', 400, "attempt"),
-    ("/control/v1/reports", b'{"id":1,"job":"","run":"r","attempt":1,"node":"n","kind":"heartbeat","body":{}}', 400, "no usable name"),
-    ("/control/v1/reports", b'{"id":1,"job":"j","run":"r","attempt":1,"node":"n","kind":"rank_exited","body":{}}', 400, "rank_exited"),
-])
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        ("/ingest/v1/frames", b"", 400, "not a frame"),
+        ("/ingest/v1/frames", b"\xc1" * 100, 400, "not a frame"),
+        ("/ingest/v1/frames", b"x" * (4 * 1024 * 1024 + 1), 413, "longer than"),
+        ("/ingest/v1/dictionary", b"\x80", 400, "not a dictionary"),
+        ("/control/v1/reports", b"{", 400, "not a report"),
+        ("/control/v1/reports", b"[" * 100_000, 400, "not a report"),
+        (
+            "/control/v1/reports",
+            b'{"id":1,"job":"j","run":"r","attempt":0,"node":"n","kind":"nonsense","body":{}}',
+            400,
+            "no report kind",
+        ),
+        (
+            "/control/v1/reports",
+            b'{"id":1,"job":"j","run":"r","attempt":-1,"node":"n","kind":"heartbeat","body":{}}',
+            400,
+            "attempt",
+        ),
+        (
+            "/control/v1/reports",
+            b'{"id":1,"job":"","run":"r","attempt":1,"node":"n","kind":"heartbeat","body":{}}',
+            400,
+            "no usable name",
+        ),
+        (
+            "/control/v1/reports",
+            b'{"id":1,"job":"j","run":"r","attempt":1,"node":"n","kind":"rank_exited","body":{}}',
+            400,
+            "rank_exited",
+        ),
+    ],
+)
 def test_bad_input_gets_one_sentence_and_changes_nothing(tmp_path, path, body, status, words):
     async def story():
         async with server(tmp_path) as bench:
@@ -111,6 +162,7 @@ def test_bad_input_gets_one_sentence_and_changes_nothing(tmp_path, path, body, s
             assert words in answer.json()["detail"]
             assert bench.runtime.journal.written_bytes_total == 0
             assert not bench.runtime.registry.runs
+
     play(story)
 
 
@@ -119,7 +171,9 @@ def test_a_frame_needs_its_dictionary_and_another_major_version_is_told_so(tmp_p
         async with server(tmp_path) as bench:
             frame = msgspec.msgpack.decode(FakeJob().frame("node-a", [], bench.clock))
             frame |= {"dictionary_hash": "h", "values": b"\0" * 8}
-            assert (await bench.client.post("/ingest/v1/frames", content=msgspec.msgpack.encode(frame))).status_code == 409
+            assert (
+                await bench.client.post("/ingest/v1/frames", content=msgspec.msgpack.encode(frame))
+            ).status_code == 409
             dictionary = msgspec.msgpack.encode(Dictionary(hash="h", series=(("up", ()),)))
             assert (await bench.client.post("/ingest/v1/dictionary", content=dictionary)).status_code == 204
             answer = await bench.client.post("/ingest/v1/frames", content=msgspec.msgpack.encode(frame))
@@ -129,6 +183,7 @@ def test_a_frame_needs_its_dictionary_and_another_major_version_is_told_so(tmp_p
             assert (await bench.client.post("/ingest/v1/frames", content=newer)).status_code == 426
             minor = msgspec.msgpack.encode(frame | {"version": [1, 9], "sequence": 9, "from_the_future": 1})
             assert (await bench.client.post("/ingest/v1/frames", content=minor)).status_code == 200
+
     play(story)
 
 
@@ -145,6 +200,7 @@ def test_duplicates_are_acknowledged_again_and_count_once(tmp_path):
             assert (bench.runtime.intake.frames_total, bench.runtime.intake.duplicates_total) == (1, 1)
             assert bench.runtime.intake.reports_total == 2
             assert len(await bench.incidents()) == len(await bench.orders()) == 1
+
     play(story)
 
 
@@ -161,11 +217,12 @@ def test_a_second_run_under_a_live_jobs_name_is_refused(tmp_path):
             await bench.report(second.opened())
             await bench.report(second.report("run_finished", {"outcome": "finished", "exit_code": 0}))
             await bench.report(FakeJob(run="third").opened())
+
     play(story)
 
 
 def test_names_from_outside_are_escaped_on_the_page(tmp_path):
-    evil = '<script>alert(1)</script>"\'><img src=x onerror=alert(2)>{{7*7}}'
+    evil = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}"
 
     async def story():
         async with server(tmp_path) as bench:
@@ -183,6 +240,7 @@ def test_names_from_outside_are_escaped_on_the_page(tmp_path):
                 assert "&lt;script&gt;" in answer.text
                 assert "default-src 'none'" in answer.headers["content-security-policy"]
             assert "{{7*7}}" in answer.text
+
     play(story)
 
 
@@ -202,6 +260,7 @@ def test_the_page_link_works_once_and_its_session_reads_pages_only(tmp_path):
             assert (await bench.client.get(f"/?{link}")).status_code == 401
             bench.clock.move(13 * 3600)
             assert (await bench.client.get("/", headers={"Cookie": cookie.partition(";")[0]})).status_code == 401
+
     play(story)
 
 
@@ -212,8 +271,9 @@ def test_a_waiting_coordinator_is_woken_by_its_order(tmp_path):
         async with server(tmp_path) as bench:
             job = FakeJob()
             await bench.report(job.opened())
-            waiting = asyncio.create_task(bench.client.get(
-                "/control/v1/orders", params={"run": "run-1", "wait_seconds": 60}))
+            waiting = asyncio.create_task(
+                bench.client.get("/control/v1/orders", params={"run": "run-1", "wait_seconds": 60})
+            )
             while not bench.runtime.hub.waiting("run-1"):
                 await asyncio.sleep(0)
             await bench.report(job.exited(1))
@@ -224,4 +284,5 @@ def test_a_waiting_coordinator_is_woken_by_its_order(tmp_path):
             assert await bench.orders("another-run") == []
             bench.clock.move(31.0)
             assert await bench.orders() == []  # Carried out late, it would surprise.
+
     play(story)

@@ -1,6 +1,9 @@
-"""A hang or a crash leads to one incident, one order, and is over when the job goes on; the healthy twin leads to nothing."""
+"""A hang or a crash leads to one incident, one order, and is over when the job goes on; the healthy twin leads to
+nothing.
+"""
 
 import pytest
+
 from tests.remediation.bench import play, server
 from tests.remediation.fake_job import FakeJob, node_of
 
@@ -32,6 +35,7 @@ def test_a_healthy_job_gives_no_incident_and_no_order(tmp_path):
             await bench.tick(1.0)
             assert await bench.incidents() == []
             assert await bench.orders() == []
+
     play(story)
 
 
@@ -43,12 +47,16 @@ def test_a_frozen_rank_is_named_and_the_job_is_restarted_in_place(tmp_path):
             await freeze(bench, job, seconds=2.0)
             (dump,) = await bench.orders()
             assert dump["action"] == "dump"
-            await bench.report(job.dump(dump["id"], job.stuck(2, 4.5)), job.report(
-                "order_acknowledged", {"order": dump["id"], "outcome": "done", "detail": ""}))
+            await bench.report(
+                job.dump(dump["id"], job.stuck(2, 4.5)),
+                job.report("order_acknowledged", {"order": dump["id"], "outcome": "done", "detail": ""}),
+            )
             await bench.tick(0.1)
             (restart,) = await bench.orders()
             assert (restart["action"], restart["exclude"], restart["attempt"]) == ("restart", [], 0)
-            await bench.report(job.report("order_acknowledged", {"order": restart["id"], "outcome": "done", "detail": ""}))
+            await bench.report(
+                job.report("order_acknowledged", {"order": restart["id"], "outcome": "done", "detail": ""})
+            )
             await bench.report(job.exited(2))  # Killed because of our own order: no crash.
             await bench.tick(1.0)
             bench.clock.move(0.5)
@@ -66,6 +74,7 @@ def test_a_frozen_rank_is_named_and_the_job_is_restarted_in_place(tmp_path):
             assert [action["name"] for action in plan["actions"]] == ["restart", "notify"]
             assert plan["state"] == "done"
             assert await bench.orders() == []
+
     play(story)
 
 
@@ -77,6 +86,7 @@ def test_a_hang_gets_its_verdict_without_a_dump_after_two_seconds(tmp_path):
             await freeze(bench, job)
             await freeze(bench, job, seconds=3.0)
             assert "restart" in [order["action"] for order in await bench.orders()]
+
     play(story)
 
 
@@ -99,9 +109,13 @@ def test_a_killed_rank_with_an_xid_is_one_incident_and_moves_the_ranks(tmp_path)
             assert {(s["rank"], s["node"], s["cause"]) for s in incident["suspects"]} == {(2, "node-b", "gpu-fault")}
             (plan,) = (await bench.get("/api/v1/plans"))["plans"]
             assert [(a["name"], a["state"]) for a in plan["actions"]] == [
-                ("restart", "done"), ("drain_node", "proposed"), ("notify", "done")]
+                ("restart", "done"),
+                ("drain_node", "proposed"),
+                ("notify", "done"),
+            ]
             assert plan["state"] == "waiting"
             assert "drain node node-b" in plan["text"]
+
     play(story)
 
 
@@ -119,6 +133,7 @@ def test_a_crash_waits_for_facts_and_is_ordered_within_its_grace(tmp_path):
             (incident,) = await bench.incidents("open")
             assert incident["suspects"][0]["rank"] == 1
             assert incident["latencies"]["alarm_to_verdict_seconds"] == pytest.approx(0.65, abs=0.01)
+
     play(story)
 
 
@@ -134,6 +149,7 @@ def test_exits_after_the_first_are_consequences(tmp_path):
             (incident,) = await bench.incidents()
             assert [suspect["rank"] for suspect in incident["suspects"]] == [3]
             assert len(await bench.orders()) == 1
+
     play(story)
 
 
@@ -149,6 +165,7 @@ def test_no_order_without_a_budget_but_the_verdict_and_the_printed_plan(tmp_path
             assert (incident["kind"], incident["state"]) == ("crash", "resolved")
             (plan,) = (await bench.get("/api/v1/plans"))["plans"]
             assert "the run allows 0 restarts (--max-restarts)" in plan["text"]
+
     play(story)
 
 
@@ -162,6 +179,7 @@ def test_a_used_up_budget_makes_no_order(tmp_path):
             assert await bench.orders() == []
             (plan,) = (await bench.get("/api/v1/plans"))["plans"]
             assert "1 of 1 restarts are used" in plan["text"]
+
     play(story)
 
 
@@ -170,29 +188,39 @@ def test_a_local_decision_is_noted_and_no_order_contradicts_it(tmp_path):
         async with server(tmp_path) as bench:
             job = FakeJob()
             await begin(bench, job)
-            await bench.report(job.exited(1), job.report("local_decision", {
-                "action": "restart", "exclude": [], "reason": "rank 1 ended", "verdict": None}))
+            await bench.report(
+                job.exited(1),
+                job.report(
+                    "local_decision", {"action": "restart", "exclude": [], "reason": "rank 1 ended", "verdict": None}
+                ),
+            )
             await bench.tick(0.7)
             assert await bench.orders() == []
             await bench.report(*job.restarted())
             (incident,) = await bench.incidents()
             assert incident["state"] == "resolved"
             assert any("decided by itself: restart" in sentence for sentence in incident["done"])
+
     play(story)
 
 
 def test_reports_that_come_all_at_once_end_in_one_resolved_incident(tmp_path):
     """The server was away: the crash, the local decision and the next attempt arrive in one go."""
+
     async def story():
         async with server(tmp_path) as bench:
             job = FakeJob()
             await begin(bench, job)
-            await bench.report(job.exited(1), job.report("local_decision", {
-                "action": "restart", "exclude": [], "reason": "", "verdict": None}), *job.restarted())
+            await bench.report(
+                job.exited(1),
+                job.report("local_decision", {"action": "restart", "exclude": [], "reason": "", "verdict": None}),
+                *job.restarted(),
+            )
             await bench.tick(0.7)
             (incident,) = await bench.incidents()
             assert (incident["kind"], incident["state"], incident["step_kept"]) == ("crash", "resolved", 41)
             assert await bench.orders() == []
+
     play(story)
 
 
@@ -216,6 +244,7 @@ def test_a_straggler_is_named_and_restarts_nothing_and_ends_when_it_is_over(tmp_
                 await bench.tick(0.5)
             (incident,) = await bench.incidents()
             assert incident["state"] == "resolved"
+
     play(story)
 
 
@@ -229,6 +258,7 @@ def test_silence_of_an_agent_raises_nothing(tmp_path):
                 await bench.tick(1.0)
             assert await bench.incidents() == []
             assert await bench.orders() == []
+
     play(story)
 
 
@@ -238,9 +268,18 @@ def test_a_suspect_is_shown_and_never_acted_upon_and_withdrawn_when_the_job_goes
             job = FakeJob()
             await begin(bench, job)
             for tenths in range(0, 200, 5):  # Alive, in no known phase: it may save or evaluate unannounced.
-                stuck = [report if report.rank != 2 else job.rank(
-                    2, phase="unknown", process_state="running", is_annotated=False, heartbeat_age_seconds=tenths / 10)
-                    for report in job.stuck(2, tenths / 10)]
+                stuck = [
+                    report
+                    if report.rank != 2
+                    else job.rank(
+                        2,
+                        phase="unknown",
+                        process_state="running",
+                        is_annotated=False,
+                        heartbeat_age_seconds=tenths / 10,
+                    )
+                    for report in job.stuck(2, tenths / 10)
+                ]
                 await bench.send(*job.frames(stuck, bench.clock))
                 await bench.report(job.report("heartbeat"))
                 await bench.tick(0.5)
@@ -252,6 +291,7 @@ def test_a_suspect_is_shown_and_never_acted_upon_and_withdrawn_when_the_job_goes
             await bench.tick(0.5)
             assert [row["state"] for row in await bench.incidents()] == ["withdrawn"]
             assert (await bench.get("/api/v1/incidents"))["incidents"] == []
+
     play(story)
 
 
@@ -267,6 +307,7 @@ def test_an_xid_on_an_idle_node_is_an_incident_of_its_own(tmp_path):
             assert (incident["kind"], incident["state"]) == ("gpu-fault", "open")
             (plan,) = (await bench.get("/api/v1/plans"))["plans"]
             assert [action["name"] for action in plan["actions"]] == ["drain_node", "notify"]
+
     play(story)
 
 
@@ -292,4 +333,5 @@ def test_a_crash_long_after_its_xid_joins_the_older_incident(tmp_path):
             await bench.report(*job.restarted(restart["id"], ("node-a", "node-c")))
             (incident,) = await bench.incidents()
             assert (incident["id"], incident["state"]) == (fault["id"], "resolved")
+
     play(story)

@@ -13,12 +13,15 @@ from contextlib import contextmanager
 import pytest
 from instep_collector.clock import SystemClock
 from instep_remediation import cli
+
 from tests.remediation.bench import play, server
 from tests.remediation.fake_job import FakeJob
 
 
 def crash_story():
-    """A crash from its first frame to the next kept step, as separate moments: each sends something or lets time pass."""
+    """A crash from its first frame to the next kept step, as separate moments: each sends something or lets time
+    pass.
+    """
     job = FakeJob()
 
     async def opened(bench):
@@ -63,10 +66,12 @@ def test_a_crash_ends_the_same_whenever_the_server_dies(tmp_path, death):
             assert (incident["kind"], incident["state"], incident["step_kept"]) == ("crash", "resolved", 41)
             orders = (await bench.get("/api/v1/orders"))["orders"]
             assert [(order["action"], order["exclude"], order["outcome"]) for order in orders] == [
-                ("restart", ["node-b"], "done")]
+                ("restart", ["node-b"], "done")
+            ]
             plans = (await bench.get("/api/v1/plans"))["plans"]
             assert [plan["state"] for plan in plans] == ["waiting"]
             assert len((await bench.get("/api/v1/nodes"))["nodes"]) == 3
+
     play(story)
 
 
@@ -95,6 +100,7 @@ def test_a_hang_ends_the_same_whenever_the_server_dies(tmp_path, death):
             await bench.tick(1.0)
             (incident,) = await bench.incidents()
             assert (incident["kind"], incident["state"]) == ("hang", "resolved")
+
     play(story)
 
 
@@ -111,6 +117,7 @@ def test_a_restarted_server_knows_the_job_and_refuses_another_run_of_it(tmp_path
             assert known["ranks"][0]["report_age_seconds"] == pytest.approx(3.0, abs=0.01)
             answer = await bench.client.post("/control/v1/reports", json=FakeJob(run="other").opened())
             assert answer.status_code == 409
+
     play(story)
 
 
@@ -118,8 +125,12 @@ def test_a_restarted_server_knows_the_job_and_refuses_another_run_of_it(tmp_path
 def real_server(folder, *options):
     """`instep server` as a process; yields (process, what it said when it was ready)."""
     command = [sys.executable, "-c", "import sys; from instep_remediation.server.cli import main; sys.exit(main())"]
-    process = subprocess.Popen([*command, "--listen", "127.0.0.1:0", "--state-dir", str(folder), "--json-ready", *options],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "--listen", "127.0.0.1:0", "--state-dir", str(folder), "--json-ready", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         line = process.stdout.readline()
         yield process, json.loads(line) if line else {}
@@ -132,7 +143,9 @@ def ask(ready, path, body=None, *, timeout_seconds=30):
     with open(ready["token_file"]) as file:
         headers = {"Authorization": f"Bearer {file.read().strip()}"}
     data = json.dumps(body).encode() if isinstance(body, dict) else body
-    with urllib.request.urlopen(urllib.request.Request(ready["url"] + path, data, headers), timeout=timeout_seconds) as answer:
+    with urllib.request.urlopen(
+        urllib.request.Request(ready["url"] + path, data, headers), timeout=timeout_seconds
+    ) as answer:
         return json.loads(answer.read())
 
 
@@ -177,6 +190,7 @@ def check_the_command_line(ready, incident, tmp_path, capsys, monkeypatch):
     assert cli.incidents(["export", incident["id"], str(tmp_path / "out.zip")]) == 0
     from instep_diagnosis.bundles import diagnose
     from instep_diagnosis.files.bundle import read_bundle
+
     bundle, packed = read_bundle(tmp_path / "out.zip")
     assert diagnose(bundle) == packed
     assert cli.plans(["list"]) == cli.plans(["show", "1"]) == cli.nodes(["list"]) == 0
@@ -189,35 +203,39 @@ def check_the_command_line(ready, incident, tmp_path, capsys, monkeypatch):
 
 
 def test_a_waiting_order_request_does_not_hold_up_the_end(tmp_path):
-    with real_server(tmp_path) as (process, ready):
-        with subprocess.Popen([sys.executable, "-c", WAITER, ready["url"], ready["token_file"]], stdout=subprocess.PIPE,
-                              text=True) as waiter:
-            assert waiter.stdout.readline() == "asked\n"
-            began = time.monotonic()
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=10) == 0
-            assert time.monotonic() - began < 2.0
+    with real_server(tmp_path) as (process, ready), subprocess.Popen(
+        [sys.executable, "-c", WAITER, ready["url"], ready["token_file"]], stdout=subprocess.PIPE, text=True
+    ) as waiter:
+        assert waiter.stdout.readline() == "asked\n"
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 0
+        assert time.monotonic() - began < 2.0
 
 
 WAITER = """
 import http.client, sys, urllib.parse
 link = http.client.HTTPConnection(urllib.parse.urlsplit(sys.argv[1]).netloc)
-link.request("GET", "/control/v1/orders?run=r&wait_seconds=30", headers={"Authorization": "Bearer " + open(sys.argv[2]).read().strip()})
+headers = {"Authorization": "Bearer " + open(sys.argv[2]).read().strip()}
+link.request("GET", "/control/v1/orders?run=r&wait_seconds=30", headers=headers)
 print("asked", flush=True)
 try: link.getresponse().read()
 except OSError: pass
 """
 
 
-@pytest.mark.parametrize(("options", "code", "words"), [
-    (["--listen", "127.0.0.1:{port}"], 3, "Cannot listen on 127.0.0.1:{port} (Address already in use)"),
-    (["--state-dir", "/proc/nowhere"], 3, "--state-dir"),
-    (["--database", "nonsense://x"], 3, "--database"),
-    (["--token-file", "/nonexistent/token"], 3, "--token-file"),
-    (["--config", "{folder}/bad.toml"], 2, "there is no key 'listn'; keys here are"),
-    (["--listen", "nowhere"], 2, "HOST:PORT"),
-    (["--policy", "{folder}/bad.toml"], 2, "there is no key 'listn'"),
-])
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--listen", "127.0.0.1:{port}"], 3, "Cannot listen on 127.0.0.1:{port} (Address already in use)"),
+        (["--state-dir", "/proc/nowhere"], 3, "--state-dir"),
+        (["--database", "nonsense://x"], 3, "--database"),
+        (["--token-file", "/nonexistent/token"], 3, "--token-file"),
+        (["--config", "{folder}/bad.toml"], 2, "there is no key 'listn'; keys here are"),
+        (["--listen", "nowhere"], 2, "HOST:PORT"),
+        (["--policy", "{folder}/bad.toml"], 2, "there is no key 'listn'"),
+    ],
+)
 def test_what_stops_the_start_is_one_sentence(tmp_path, options, code, words):
     (tmp_path / "bad.toml").write_text('listn = "127.0.0.1:1"\n')
     with real_server(tmp_path / "first") as (_, ready):

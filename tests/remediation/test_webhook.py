@@ -1,6 +1,7 @@
 """One message for each incident, delivered although receiver and server fail in between."""
 
 from instep_remediation.errors import DeliveryError
+
 from tests.remediation.bench import play, server
 from tests.remediation.fake_job import FakeJob
 
@@ -27,7 +28,9 @@ async def crash(bench, job):
 
 def test_one_incident_is_one_message_that_says_everything(tmp_path):
     async def story():
-        async with server(tmp_path, webhook="http://receiver/", webhook_on_resolve=True, public_url="http://page") as bench:
+        async with server(
+            tmp_path, webhook="http://receiver/", webhook_on_resolve=True, public_url="http://page"
+        ) as bench:
             job, receiver = FakeJob(), Receiver(failures=2)
             bench.runtime.webhooks._send = receiver
             await crash(bench, job)
@@ -46,6 +49,7 @@ def test_one_incident_is_one_message_that_says_everything(tmp_path):
             await bench.report(*job.restarted())
             await bench.runtime.webhooks.deliver()
             assert [taken[2]["state"] for taken in receiver.taken] == ["open", "resolved"]
+
     play(story)
 
 
@@ -63,4 +67,5 @@ def test_an_undelivered_message_survives_the_server(tmp_path):
             assert await bench.runtime.webhooks.deliver() == 1
             assert await bench.runtime.webhooks.deliver() == 0
             assert len(receiver.taken) == 1
+
     play(story)
