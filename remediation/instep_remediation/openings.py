@@ -134,7 +134,7 @@ def merge(session: Session, row: Incident, into: Incident, *, at: float) -> None
 
 
 def catch_up(session: Session, row: Incident, run: RunState, board: RankBoard, *, now: float) -> None:
-    """Apply to a new incident what was told before it could be opened: a later attempt, its first kept step, the end."""
+    """Apply to a new incident what was told before it could be opened: a later attempt, its first step, the end."""
     if board.decision is not None:
         note(row, f"The job's coordinator decided by itself: {board.decision.action}. {board.decision.reason}".strip())
     for later in sorted(other for other in run.boards if other > board.attempt):

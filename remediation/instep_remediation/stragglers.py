@@ -40,7 +40,7 @@ class Open:
 
 
 class StragglerDesk:
-    """Open stragglers by (run, rank, node), across attempts: the same slow rank after a restart is the same incident."""
+    """Open stragglers by (run, rank, node), across attempts: one slow rank stays one incident."""
 
     def __init__(self, clock: Clock, store: Store, conclude: Conclude) -> None:
         self._clock = clock

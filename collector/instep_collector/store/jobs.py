@@ -101,11 +101,6 @@ def prune(session: Session, *, before: float) -> None:
     session.execute(delete(Job).where(Job.ended_at < before))
 
 
-def attempts_of(session: Session, run: str) -> Sequence[Attempt]:
-    """Return a run's attempts, oldest first."""
-    return session.scalars(select(Attempt).where(Attempt.run == run).order_by(Attempt.attempt)).all()
-
-
 def attempts(session: Session, run: str) -> Sequence[Attempt]:
     """Return a run's attempts, oldest first."""
     return session.scalars(select(Attempt).where(Attempt.run == run).order_by(Attempt.attempt)).all()

@@ -13,7 +13,6 @@ from instep_collector.ingest import Application, ingest_application
 from instep_remediation.server.api import control_routes, health_routes, incident_routes, job_routes
 from instep_remediation.server.gate import Gate
 from instep_remediation.server.page import page_routes
-from instep_remediation.server.run_views import run_routes
 from instep_remediation.server.runtime import Runtime
 
 
@@ -42,7 +41,6 @@ def make_api(runtime: Runtime, *, is_watching: bool = True) -> FastAPI:
         health_routes(runtime),
         job_routes(runtime),
         incident_routes(runtime),
-        run_routes(runtime),
         page_routes(runtime),
     ):
         app.include_router(router)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from instep_collector.tokens import Principal, Scope, TokenEntry
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
 from instep_remediation.errors import PolicyError
 from instep_remediation.toml_file import read_toml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 _strict = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
