@@ -14,6 +14,7 @@ FACTS_MAX = 512
 """Of one node; the oldest go first."""
 FACT_SECONDS = 600.0
 FRESH_MAX = 10_000
+NODES_MAX = 20_000
 
 _pci = re.compile(r"\b([0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2})(?:\.[0-7])?\b", re.IGNORECASE)
 
@@ -37,6 +38,8 @@ class FactBook:
 
     def add(self, node: str, event: Event, at: float, *, boot_id: str = "") -> bool:
         """Keep an event that happened at `at`; False when it was there already."""
+        if node not in self._seen and len(self._seen) >= NODES_MAX:
+            return False
         seen = self._seen.setdefault(node, set())
         if event.id in seen:
             return False
@@ -47,6 +50,10 @@ class FactBook:
         seen.add(event.id)
         self._fresh.append((node, kept[-1]))
         return True
+
+    def fresh_nodes(self) -> set[str]:
+        """Return the nodes of the facts that `take_fresh` would return."""
+        return {node for node, _ in self._fresh}
 
     def take_fresh(self, now: float, gpus: dict[str, tuple[GpuReport, ...]]) -> list[NodeFact]:
         """Return the facts added since the last call."""

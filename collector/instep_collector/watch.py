@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -163,7 +163,7 @@ class Watch:
             self._sink.straggling(run, board, [Finding(run, board, bundle, verdict) for verdict in verdicts])
 
     def _look_at_facts(self, now: float) -> None:
-        fresh = self._facts.take_fresh(now, self._gpus())
+        fresh = self._facts.take_fresh(now, self._gpus(self._facts.fresh_nodes()))
         if not fresh:
             return
         users = {node: run for run in self._registry.live(now) for node in run.nodes()}
@@ -175,11 +175,12 @@ class Watch:
     def _job_state(
         self, run: RunState, board: RankBoard, now: float, *, nodes: frozenset[str] = frozenset()
     ) -> JobState:
-        facts = self._facts.facts((run.nodes() | nodes) - {""}, now, self._gpus())
+        concerned = (run.nodes() | nodes) - {""}
+        facts = self._facts.facts(concerned, now, self._gpus(concerned))
         return judging.state(run, board, now, facts)
 
-    def _gpus(self) -> dict[str, tuple[GpuReport, ...]]:
-        return {name: node.gpus for name, node in self._registry.nodes.items()}
+    def _gpus(self, nodes: Iterable[str]) -> dict[str, tuple[GpuReport, ...]]:
+        return {node: self._registry.nodes[node].gpus for node in nodes if node in self._registry.nodes}
 
     def _step_known(self, run: RunState, board: RankBoard, now: float) -> int:
         fresh = [

@@ -81,7 +81,7 @@ class NodeFaults:
             row, is_new = open_incident(
                 session,
                 Opening(
-                    "/".join(device(verdict) or (fact.event_id,)),
+                    "/".join(device(verdict) or (fact.event_id,))[:700],
                     Kind.GPU_FAULT.value,
                     run.job,
                     run.run,
