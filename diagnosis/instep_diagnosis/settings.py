@@ -69,8 +69,11 @@ class StragglerSettings:
     """Floor of the noise scale (log ratio), so that perfectly even data does not make a microsecond significant."""
     steps_min: int = 8
     """Fewer compared steps say nothing."""
-    run_steps_min: int = 5
+    run_steps_min: int = 8
     """The slow stretch must be this long."""
+    lost_work_min: float = 0.6
+    """So much of one step's work must have been lost in the stretch (its steps times the log ratio): 5 % then takes 12
+    steps, 30 % no more than the shortest stretch. A passing disturbance of a few steps is none."""
     window_steps: int = 64
     """Only the newest steps are looked at."""
     slowest_share_min: float = 0.6

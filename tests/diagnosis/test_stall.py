@@ -184,6 +184,17 @@ def test_a_stopped_process_is_found_even_when_nobody_is_seen_to_wait():
     assert found.suspects == (2,)
 
 
+def test_a_process_stopped_inside_the_collective_that_holds_all_is_found_as_fast_as_one_outside():
+    job = Scenario().waits(0, 1, 2, 3, seconds=0.9).sits(2, phase="backward", process="stopped", seconds=0.9)
+    found = stall(job)
+    assert (found.reason, found.suspects, found.waiting) == (StallReason.FROZEN, (2,), (0, 1, 3))
+
+
+def test_its_healthy_twin_inside_the_same_collective_is_not():
+    job = Scenario().waits(0, 1, 2, 3, seconds=0.9).sits(2, phase="backward", process="sleeping", seconds=0.9)
+    assert stall(job) is None
+
+
 @pytest.mark.parametrize("phase", BENIGN)
 def test_a_completion_noticed_late_is_no_stall_while_all_are_in_a_benign_phase(phase):
     job = Scenario().waits(0, 1, 2, 3, seconds=60.0)

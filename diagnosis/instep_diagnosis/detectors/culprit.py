@@ -94,13 +94,13 @@ def _from_phase(state: RankState) -> HostState:
     fields: Fields = {"phase": phase, "process_state": process}
     idle = state.report.heartbeat_age_seconds
     text = f"Rank {state.rank} is in phase {phase} and has shown no sign of life for {idle:.1f} s."
-    seen = _evidence(state, text, "rank-record", fields)
+    seen = (_evidence(state, text, "rank-record", fields), *_stack_evidence(state))
     if state.answers is False:
         words = "its Python does not answer, as when it is stopped or the GIL is held"
-        return HostState(Cause.UNKNOWN, words, 0.7, Owner.UNKNOWN, evidence=(seen,))
+        return HostState(Cause.UNKNOWN, words, 0.7, Owner.UNKNOWN, evidence=seen)
     if phase in ("forward", "optimizer", "user", "between") and process in ("running", "sleeping"):
-        return HostState(Cause.USER_CODE, f"its process is alive in phase {phase}", 0.5, Owner.JOB, evidence=(seen,))
-    return HostState(Cause.UNKNOWN, f"it was last seen in phase {phase}", 0.3, Owner.UNKNOWN, evidence=(seen,))
+        return HostState(Cause.USER_CODE, f"its process is alive in phase {phase}", 0.5, Owner.JOB, evidence=seen)
+    return HostState(Cause.UNKNOWN, f"it was last seen in phase {phase}", 0.3, Owner.UNKNOWN, evidence=seen)
 
 
 def _stack_evidence(state: RankState) -> tuple[Evidence, ...]:

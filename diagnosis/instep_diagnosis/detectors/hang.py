@@ -64,7 +64,7 @@ def _judge(case: _Case) -> Verdict:
     frozen = [rank for rank in roots if is_frozen(case.states[rank])]
     frozen += [rank for rank in case.stall.suspects if rank in case.states and is_frozen(case.states[rank])]
     if frozen:
-        return _blame(case, {rank: roots.get(rank, ()) for rank in sorted(set(frozen))})
+        return _blame(case, {rank: roots.get(rank) or _beside(case, rank) for rank in sorted(set(frozen))})
     mismatch = find_mismatch(case.job)
     if mismatch:
         return _mismatched(case, mismatch)
@@ -75,6 +75,12 @@ def _judge(case: _Case) -> Verdict:
     if case.stall.reason is StallReason.SYMMETRIC and case.graph.complete():
         return _symmetric(case)
     return _unknown(case)
+
+
+def _beside(case: _Case, rank: int) -> tuple[Wait, ...]:
+    """What the others wait in together with a rank that froze inside the collective that all have entered."""
+    others = [wait for wait in case.graph.waits if wait.rank != rank]
+    return tuple(wait for wait in others if not wait.group.members or rank in wait.group.members)
 
 
 def _is_late(case: _Case, waits: Sequence[Wait]) -> bool:
@@ -138,7 +144,9 @@ def _blame_words(case: _Case, found: dict[int, HostState], lead: int, waits: Seq
     wait = max(waits, key=lambda w: w.age_seconds)
     waiting = f"{ranks_words(sorted({w.rank for w in waits}))} {have(len({w.rank for w in waits}))}"
     seconds = wait.age_seconds + case.states[wait.rank].report_age_seconds
-    return f"{who} never entered {entry_words(wait)}; {waiting} waited {seconds:.1f} s; {host.words}{also}."
+    is_inside = lead not in wait.targets
+    entered = f"does not go on inside {entry_words(wait)}" if is_inside else f"never entered {entry_words(wait)}"
+    return f"{who} {entered}; {waiting} waited {seconds:.1f} s; {host.words}{also}."
 
 
 def _mismatched(case: _Case, mismatch: Mismatch) -> Verdict:

@@ -92,6 +92,8 @@ def _best_stretch(
     is_slow = z[n - 1] >= settings.z_min and np.median(stretch) >= 0.9 * np.log(ratio_min)
     if not is_slow or np.mean(stretch > null) < settings.slowest_share_min:
         return None
+    if n * float(np.median(stretch)) < settings.lost_work_min:
+        return None
     recent = newest_first[: settings.run_steps_min]
     return Slowdown(
         column=column,

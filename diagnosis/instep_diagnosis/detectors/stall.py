@@ -178,14 +178,16 @@ def _unheard(job: JobState, graph: WaitGraph, settings: HangSettings) -> list[_F
 
 
 def _alone(job: JobState, states: dict[int, RankState], graph: WaitGraph, settings: HangSettings) -> list[_Finding]:
-    """Stopped processes that nobody is seen to wait for: peers may wait where it cannot be observed."""
-    patience = stall_patience_seconds(job, settings)
+    """Stopped processes that nobody waits for to come: inside the collective that holds the others too, or unobserved."""
     found = []
     for rank, state in states.items():
-        is_stopped = state.report.process_state == "stopped" and state.exit_code is None
-        if is_stopped and rank not in graph.roots() and _idle_seconds(state) >= patience:
-            idle = _idle_seconds(state)
-            found.append(_Finding(StallReason.FROZEN, Certainty.CONFIRMED, rank, (), idle, patience))
+        if state.report.process_state != "stopped" or state.exit_code is not None or rank in graph.roots():
+            continue
+        beside = tuple(wait for wait in graph.complete() if wait.rank != rank and rank in (wait.group.members or ()))
+        patience = _frozen_patience_seconds(job, settings) if beside else stall_patience_seconds(job, settings)
+        idle = min([_idle_seconds(state), *(wait.age_seconds for wait in beside)])
+        if idle >= patience:
+            found.append(_Finding(StallReason.FROZEN, Certainty.CONFIRMED, rank, beside, idle, patience))
     return found
 
 
