@@ -89,6 +89,9 @@ def _take_dump(one: RankReport, pid: int | None, folder: Path) -> RankDump:
         stacks = stacks_of(pid, timeout_seconds=STACK_SECONDS_MAX)
     except AgentError as error:
         missing.append(str(error))
+    if one.process_state == "stopped":
+        missing.append(f"Rank {one.rank} is stopped, so neither its Python nor its flight recorder was asked.")
+        return RankDump(report=one, stacks=stacks, missing=tuple(missing))
     socket_path = worker_socket(folder, one.rank)
     answers = _answers(socket_path)
     recorder = _flight_recorder(socket_path, missing)
