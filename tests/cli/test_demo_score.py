@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
 from instep.demo.acts import WORLD_SIZE, Fault, draw_acts, node_of
 from instep.demo.cli import main
 from instep.demo.score import Played, score
@@ -20,15 +19,33 @@ def evening(change: Callable[[dict[str, Any]], None] = lambda parts: None) -> Pl
     for number, act in enumerate(acts):
         act.began_at = 100.0 * (number + 1)
     kinds = {Fault.SLOW: "straggler", Fault.FROZEN: "hang", Fault.KILLED: "crash"}
-    incidents = [{"id": act.fault.value, "kind": kinds[act.fault], "alarm_at": act.began_at + 1, "verdict_at": act.began_at + 2,
-                  "step_kept_at": act.began_at + 3, "owner": "node", "summary": f"Rank {act.rank} on {act.node}, Xid 79",
-                  "suspects": [{"rank": act.rank, "node": act.node}], "evidence": [],
-                  "plans": [{"actions": [{"name": "drain_node"}]}] if act.fault is Fault.KILLED else []} for act in acts]
+    incidents = [
+        {
+            "id": act.fault.value,
+            "kind": kinds[act.fault],
+            "alarm_at": act.began_at + 1,
+            "verdict_at": act.began_at + 2,
+            "step_kept_at": act.began_at + 3,
+            "owner": "node",
+            "summary": f"Rank {act.rank} on {act.node}, Xid 79",
+            "suspects": [{"rank": act.rank, "node": act.node}],
+            "evidence": [],
+            "plans": [{"actions": [{"name": "drain_node"}]}] if act.fault is Fault.KILLED else [],
+        }
+        for act in acts
+    ]
     losses = {step: [1.0 / step] for step in range(1, STEPS + 1)}
-    parts: dict[str, Any] = {"acts": acts, "incidents": incidents, "undisturbed_incidents": [], "losses": losses,
-                             "undisturbed_losses": dict(losses), "steps": STEPS, "lost": dict.fromkeys(Fault, 0),
-                             "nodes_after": [node for node in ("node-a", "node-b", "node-c") if node not in acts[2].gone_from],
-                             "is_finished": True}
+    parts: dict[str, Any] = {
+        "acts": acts,
+        "incidents": incidents,
+        "undisturbed_incidents": [],
+        "losses": losses,
+        "undisturbed_losses": dict(losses),
+        "steps": STEPS,
+        "lost": dict.fromkeys(Fault, 0),
+        "nodes_after": [node for node in ("node-a", "node-b", "node-c") if node not in acts[2].gone_from],
+        "is_finished": True,
+    }
     change(parts)
     return Played(**parts)
 
@@ -92,9 +109,24 @@ def not_finish(parts: dict[str, Any]) -> None:
     parts["is_finished"] = False
 
 
-@pytest.mark.parametrize("change", [
-    blame_another, blame_one_more, forget_one, accuse_an_innocent, disturb_the_calm, change_a_loss, make_a_step_twice_differently, miss_a_step,
-    lose_a_step, stay_on_the_bad_node, propose_no_drain, not_join_the_xid, not_finish])
+@pytest.mark.parametrize(
+    "change",
+    [
+        blame_another,
+        blame_one_more,
+        forget_one,
+        accuse_an_innocent,
+        disturb_the_calm,
+        change_a_loss,
+        make_a_step_twice_differently,
+        miss_a_step,
+        lose_a_step,
+        stay_on_the_bad_node,
+        propose_no_drain,
+        not_join_the_xid,
+        not_finish,
+    ],
+)
 def test_one_thing_wrong_makes_the_evening_wrong(change: Callable[[dict[str, Any]], None]) -> None:
     assert not score(evening(change)).is_right
 

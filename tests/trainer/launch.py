@@ -32,14 +32,39 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def command(root: Path, script: Path | str, *arguments: str, options: tuple[str, ...] = ()) -> list[str]:
-    return [sys.executable, "-c", "import sys; from instep_trainer.run.cli import main; sys.exit(main(sys.argv[1:]))",
-            "--record-root", str(root), "--node-name", "node-a", "--rdzv-id", "run-1", "--keep-records", *options, str(script), *arguments]
+    return [
+        sys.executable,
+        "-c",
+        "import sys; from instep_trainer.run.cli import main; sys.exit(main(sys.argv[1:]))",
+        "--record-root",
+        str(root),
+        "--node-name",
+        "node-a",
+        "--rdzv-id",
+        "run-1",
+        "--keep-records",
+        *options,
+        str(script),
+        *arguments,
+    ]
 
 
-def run(root: Path, script: Path | str, *arguments: str, options: tuple[str, ...] = (), timeout_seconds: float = 120.0,
-        **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(root, script, *arguments, options=options), env=environment(**variables), text=True,
-                          capture_output=True, timeout=timeout_seconds, check=False)
+def run(
+    root: Path,
+    script: Path | str,
+    *arguments: str,
+    options: tuple[str, ...] = (),
+    timeout_seconds: float = 120.0,
+    **variables: str,
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(root, script, *arguments, options=options),
+        env=environment(**variables),
+        text=True,
+        capture_output=True,
+        timeout=timeout_seconds,
+        check=False,
+    )
 
 
 def answers(folder: Path) -> dict[int, dict]:

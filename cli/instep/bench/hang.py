@@ -1,4 +1,5 @@
-"""`instep bench hang`: ranks are stopped, hold the GIL, sleep or spin in user code, or leave a collective out; is the right one named?"""
+"""`instep bench hang`: ranks are stopped, hold the GIL, sleep or spin in user code, or leave a collective out; is the
+right one named?"""
 
 from __future__ import annotations
 
@@ -77,9 +78,30 @@ def measure(count: int, seed: int) -> list[Run]:
         endpoint = f"127.0.0.1:{free_port()}"
         for place, node in enumerate(NODES):
             cluster.start_supervisor(
-                node, endpoint, "bench", nnodes=str(len(NODES)), per_node=RANKS_PER_NODE,
-                options=["--max-restarts", str(count + 5), "--node-rank", str(place), "--log-dir", str(cluster.logs / "ranks")],
-                script=["-m", "instep_trainer.train", "--steps", "1000000", "--out", str(out), "--checkpoint-every-disk", "0"])
+                node,
+                endpoint,
+                "bench",
+                nnodes=str(len(NODES)),
+                per_node=RANKS_PER_NODE,
+                options=[
+                    "--max-restarts",
+                    str(count + 5),
+                    "--node-rank",
+                    str(place),
+                    "--log-dir",
+                    str(cluster.logs / "ranks"),
+                ],
+                script=[
+                    "-m",
+                    "instep_trainer.train",
+                    "--steps",
+                    "1000000",
+                    "--out",
+                    str(out),
+                    "--checkpoint-every-disk",
+                    "0",
+                ],
+            )
         losses = LossTail(out / "losses.jsonl")
         for number, kind in enumerate(kinds):
             runs.append(_one(cluster, losses, kind, attempt=number, drawn=drawn))
@@ -111,8 +133,11 @@ def _incident(cluster: LocalCluster, attempt: int) -> dict[str, Any] | None:
     found: list[dict[str, Any]] = []
 
     def is_named() -> bool:
-        found[:] = [incident for incident in cluster.client.incidents("bench") if incident["attempt"] == attempt
-                    and incident["kind"] in ("hang", "mismatch", "crash")]
+        found[:] = [
+            incident
+            for incident in cluster.client.incidents("bench")
+            if incident["attempt"] == attempt and incident["kind"] in ("hang", "mismatch", "crash")
+        ]
         return bool(found) and found[0]["step_kept_at"] is not None
 
     wait_until(is_named, NAMED_SECONDS_MAX, every_seconds=0.1)
@@ -125,10 +150,24 @@ def _judge(fault: str, rank: int, step: int, onset_at: float, incident: dict[str
     verdict = incident["verdict"] or {}
     suspects = incident["suspects"]
     has_stack = any(item["source"] == "stack" and item["rank"] == rank for item in verdict.get("evidence", []))
-    parts = {"group": verdict.get("group"), "seq": verdict.get("seq"), "waiting ranks": verdict.get("waiting_ranks"), "stack": has_stack}
-    return Run(fault, rank, step, _between(onset_at, incident["alarm_at"]), _between(incident["alarm_at"], incident["verdict_at"]),
-               _between(incident["verdict_at"], incident["step_kept_at"]), sorted(suspect["rank"] for suspect in suspects),
-               suspects[0]["cause"] if suspects else "unknown", incident["summary"], [name for name, value in parts.items() if not value])
+    parts = {
+        "group": verdict.get("group"),
+        "seq": verdict.get("seq"),
+        "waiting ranks": verdict.get("waiting_ranks"),
+        "stack": has_stack,
+    }
+    return Run(
+        fault,
+        rank,
+        step,
+        _between(onset_at, incident["alarm_at"]),
+        _between(incident["alarm_at"], incident["verdict_at"]),
+        _between(incident["verdict_at"], incident["step_kept_at"]),
+        sorted(suspect["rank"] for suspect in suspects),
+        suspects[0]["cause"] if suspects else "unknown",
+        incident["summary"],
+        [name for name, value in parts.items() if not value],
+    )
 
 
 def _between(begin: float | None, end: float | None) -> float | None:
@@ -140,7 +179,8 @@ def line(number: int, run: Run) -> str:
     sign = "right" if run.is_right else f"WRONG (blamed {run.blamed})"
     alarm = "no alarm" if run.alarm_seconds is None else f"alarm {run.alarm_seconds:.2f} s"
     missing = f"; missing: {', '.join(run.missing)}" if run.missing else ""
-    return f"{number + 1:3}  {run.fault:5} rank {run.rank} step {run.step:5}  {alarm}  {sign}  {run.cause}{missing}\n       {run.summary}"
+    head = f"{number + 1:3}  {run.fault:5} rank {run.rank} step {run.step:5}  {alarm}  {sign}  {run.cause}{missing}"
+    return f"{head}\n       {run.summary}"
 
 
 def report(runs: Sequence[Run]) -> int:
@@ -150,8 +190,14 @@ def report(runs: Sequence[Run]) -> int:
     verdicts = [run.verdict_seconds for run in runs if run.verdict_seconds is not None]
     kept = [run.kept_seconds for run in runs if run.kept_seconds is not None]
     whole = sum(not run.missing for run in runs)
-    print(f"\nright rank: {right} of {len(runs)}; verdict with group, seq, waiting ranks and stack: {whole} of {len(runs)}")
-    print(f"onset → alarm, s: {spread(alarms)}" + (f", p99 {quantile(alarms, 0.99):.2f} (limit {ALARM_SECONDS_LIMIT:.0f})" if alarms else ""))
+    print(
+        f"\nright rank: {right} of {len(runs)}; "
+        f"verdict with group, seq, waiting ranks and stack: {whole} of {len(runs)}"
+    )
+    print(
+        f"onset → alarm, s: {spread(alarms)}"
+        + (f", p99 {quantile(alarms, 0.99):.2f} (limit {ALARM_SECONDS_LIMIT:.0f})" if alarms else "")
+    )
     print(f"alarm → verdict, s: {spread(verdicts)}\nverdict → next kept step, s: {spread(kept)}")
     is_in_time = len(alarms) == len(runs) and max(alarms) <= ALARM_SECONDS_LIMIT
     return 0 if right == len(runs) and whole == len(runs) and is_in_time else 1

@@ -1,4 +1,5 @@
-"""`instep bench resume`: a rank is killed; how long until the next kept step, under Instep and under torchrun, in turns."""
+"""`instep bench resume`: a rank is killed; how long until the next kept step, under Instep and under torchrun, in
+turns."""
 
 from __future__ import annotations
 
@@ -43,14 +44,20 @@ def main(arguments: Sequence[str]) -> int:
             rank, step = drawn.randrange(RANKS), drawn.randint(15, 30)
             ours.append(_kill_and_wait(_under_instep, rank, step))
             theirs.append(_kill_and_wait(_under_torchrun, rank, step))
-            print(f"pair {number + 1}: rank {rank} killed after step {step}: instep run {ours[-1]:.2f} s, torchrun {theirs[-1]:.2f} s", flush=True)
+            print(
+                f"pair {number + 1}: rank {rank} killed after step {step}: "
+                f"instep run {ours[-1]:.2f} s, torchrun {theirs[-1]:.2f} s",
+                flush=True,
+            )
     except ClusterError as error:
         print(f"instep bench resume: {error}", file=sys.stderr)
         return 3
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
     middle, low, high = median_interval(ratios)
-    print(f"\nkill → next kept step, s, {RANKS} ranks\n  instep run: {spread(ours)}\n  torchrun:   {spread(theirs)} "
-          "(with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, without which it does not recover)")
+    print(
+        f"\nkill → next kept step, s, {RANKS} ranks\n  instep run: {spread(ours)}\n  torchrun:   {spread(theirs)} "
+        "(with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, without which it does not recover)"
+    )
     print(f"  ratio, pair by pair: median {middle:.2f}, 95 % interval {low:.2f} to {high:.2f}")
     return 0 if median_interval(ours)[0] <= median_interval(theirs)[0] else 1
 
@@ -58,11 +65,17 @@ def main(arguments: Sequence[str]) -> int:
 def _kill_and_wait(launcher: Launcher, rank: int, step: int) -> float:
     with launcher() as (losses, kill):
         if not wait_until(lambda: [*losses.read(), losses.step >= step][-1], STEP_SECONDS_MAX, every_seconds=0.01):
-            raise ClusterError(f"the job under {launcher.__name__[7:]} did not reach step {step} within {STEP_SECONDS_MAX:.0f} s")
+            raise ClusterError(
+                f"the job under {launcher.__name__[7:]} did not reach step {step} within {STEP_SECONDS_MAX:.0f} s"
+            )
         before = losses.attempt
         killed_at = kill(rank)
-        if not wait_until(lambda: [*losses.read(), losses.attempt > before][-1], RECOVERED_SECONDS_MAX, every_seconds=0.01):
-            raise ClusterError(f"the job under {launcher.__name__[7:]} did not recover within {RECOVERED_SECONDS_MAX:.0f} s")
+        if not wait_until(
+            lambda: [*losses.read(), losses.attempt > before][-1], RECOVERED_SECONDS_MAX, every_seconds=0.01
+        ):
+            raise ClusterError(
+                f"the job under {launcher.__name__[7:]} did not recover within {RECOVERED_SECONDS_MAX:.0f} s"
+            )
         return next(made.at for made in losses.made if made.attempt > before) - killed_at
 
 
@@ -70,23 +83,54 @@ def _kill_and_wait(launcher: Launcher, rank: int, step: int) -> float:
 def _under_instep() -> Iterator[tuple[LossTail, Kill]]:
     with LocalCluster(["node-a"], with_server=False) as cluster:
         out = cluster.folder / "out"
-        cluster.start_supervisor("node-a", f"127.0.0.1:{free_port()}", "bench", nnodes="1", per_node=RANKS,
-                                 options=["--max-restarts", "3", "--log-dir", str(cluster.logs / "ranks")],
-                                 script=["-m", "instep_trainer.train", *TRAIN, "--out", str(out)])
+        cluster.start_supervisor(
+            "node-a",
+            f"127.0.0.1:{free_port()}",
+            "bench",
+            nnodes="1",
+            per_node=RANKS,
+            options=["--max-restarts", "3", "--log-dir", str(cluster.logs / "ranks")],
+            script=["-m", "instep_trainer.train", *TRAIN, "--out", str(out)],
+        )
         yield LossTail(out / "losses.jsonl"), lambda rank: cluster.inject("kill", "node-a", run="bench", rank=rank)
 
 
 @contextlib.contextmanager
 def _under_torchrun() -> Iterator[tuple[LossTail, Kill]]:
     folder = Path(tempfile.mkdtemp(prefix="instep-torchrun-"))
-    memory = Path(tempfile.mkdtemp(prefix="instep-", dir="/dev/shm"))  # noqa: S108  the same kind of checkpoint memory as ours
+    memory = Path(tempfile.mkdtemp(prefix="instep-", dir="/dev/shm"))
     mark = f"INSTEP_BENCH={folder.name}"
-    environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1", "INSTEP_BENCH": folder.name}
+    environment = {
+        **os.environ,
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "OMP_NUM_THREADS": "1",
+        "INSTEP_BENCH": folder.name,
+    }
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), "--max-restarts", "3",
-             "-m", "instep_trainer.train", *TRAIN, "--out", str(folder / "out"), "--checkpoint-memory", str(memory)],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True)
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc-per-node",
+                str(RANKS),
+                "--max-restarts",
+                "3",
+                "-m",
+                "instep_trainer.train",
+                *TRAIN,
+                "--out",
+                str(folder / "out"),
+                "--checkpoint-memory",
+                str(memory),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
         try:
             yield LossTail(folder / "out" / "losses.jsonl"), lambda rank: _kill_marked(mark, rank)
         finally:
@@ -119,4 +163,3 @@ def _marked(mark: str) -> list[tuple[int, str]]:
                     rank = next((pair[5:] for pair in pairs if pair.startswith("RANK=")), "")
                     found.append((int(entry.name), rank))
     return found
-

@@ -10,8 +10,14 @@ NODES = ("node-a", "node-b", "node-c")
 RANKS_PER_NODE = 2
 WORLD_SIZE = 4
 STEPS = 300
-PCI = {("node-a", 0): "0000:1b:00", ("node-a", 1): "0000:43:00", ("node-b", 0): "0000:52:00", ("node-b", 1): "0000:61:00",
-       ("node-c", 0): "0000:9d:00", ("node-c", 1): "0000:c3:00"}
+PCI = {
+    ("node-a", 0): "0000:1b:00",
+    ("node-a", 1): "0000:43:00",
+    ("node-b", 0): "0000:52:00",
+    ("node-b", 1): "0000:61:00",
+    ("node-c", 0): "0000:9d:00",
+    ("node-c", 1): "0000:c3:00",
+}
 
 
 class Fault(StrEnum):
@@ -48,7 +54,13 @@ def draw_acts(seed: int) -> list[Act]:
     acts = [
         Act(Fault.SLOW, slow, drawn.randrange(40, 56), node_of(slow), f"rank {slow} does its own work 30 % slower"),
         Act(Fault.FROZEN, frozen, drawn.randrange(150, 166), node_of(frozen), f"rank {frozen} is frozen (SIGSTOP)"),
-        Act(Fault.KILLED, killed, drawn.randrange(230, 246), node_of(killed), f"rank {killed} is killed while its GPU reports Xid 79"),
+        Act(
+            Fault.KILLED,
+            killed,
+            drawn.randrange(230, 246),
+            node_of(killed),
+            f"rank {killed} is killed while its GPU reports Xid 79",
+        ),
     ]
     acts[2].gone_from = [acts[2].node]
     return acts

@@ -1,4 +1,5 @@
-"""`instep demo`: a training job on this machine gets a slow, a frozen and a killed rank; Instep names each, and the job goes on."""
+"""`instep demo`: a training job on this machine gets a slow, a frozen and a killed rank; Instep names each, and the job
+goes on."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from instep.local.processes import MARK
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status: 0 every verdict right and all losses equal, 1 something was wrong, 2 used wrongly, 3 could not start, 130 interrupted."""
+    """Exit status: 0 every verdict right and all losses equal, 1 something was wrong, 2 used wrongly, 3 could not
+    start, 130 interrupted."""
     parsed = build_parser().parse_args(list(arguments))
     if parsed.data is not None and not any(parsed.data.rglob("*") if parsed.data.is_dir() else []):
         print(f"instep demo: --data {parsed.data} is missing or empty: give a folder of text files.", file=sys.stderr)
@@ -41,10 +43,17 @@ def main(arguments: Sequence[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
-    parser = argparse.ArgumentParser(prog="instep demo", description="Three simulated nodes, a 4-rank job on real text, and three faults: "
-                                     "a slow rank, a frozen rank, and a rank killed while its GPU falls off the bus.")
-    parser.add_argument("--seed", type=int, default=None, help="which ranks and steps the faults hit (default: drawn, and printed)")
-    parser.add_argument("--data", type=Path, default=None, help="folder of text files to train on (default: Python's own sources)")
+    parser = argparse.ArgumentParser(
+        prog="instep demo",
+        description="Three simulated nodes, a 4-rank job on real text, and three faults: "
+        "a slow rank, a frozen rank, and a rank killed while its GPU falls off the bus.",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=None, help="which ranks and steps the faults hit (default: drawn, and printed)"
+    )
+    parser.add_argument(
+        "--data", type=Path, default=None, help="folder of text files to train on (default: Python's own sources)"
+    )
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the scored table there as JSON")
     return parser
 
@@ -67,8 +76,10 @@ def _demo(seed: int, parsed: argparse.Namespace) -> int:
         print(f"  WRONG: {sentence}")
     is_right = scored.is_right and not left
     equal = "" if scored.wrong else f" All {STEPS} losses equal the undisturbed run's bit for bit."
-    print(f"{'Every culprit was named, nobody innocent was accused.' if is_right else 'Not as it must be.'}{equal} "
-          f"({time.monotonic() - began_at:.0f} s, seed {seed})")
+    print(
+        f"{'Every culprit was named, nobody innocent was accused.' if is_right else 'Not as it must be.'}{equal} "
+        f"({time.monotonic() - began_at:.0f} s, seed {seed})"
+    )
     if parsed.json is not None:
         parsed.json.write_text(json.dumps(_as_json(seed, scored, incidents), indent=2))
     return 0 if is_right else 1
@@ -88,24 +99,52 @@ def _play(cluster: LocalCluster, seed: int, data: Path | None, acts: list[Act]) 
     for stage in (calm, stormy):
         if not stage.is_finished:
             print(f"\n  run {stage.run} did not finish:\n{stage.messages[-1]}", file=sys.stderr)
-    played = Played(acts=acts, incidents=incidents, undisturbed_incidents=cluster.client.incidents("undisturbed"), losses=stormy.losses,
-                    undisturbed_losses=calm.losses, steps=STEPS, lost=_lost_by_act(stormy, openings), nodes_after=nodes_after,
-                    is_finished=calm.is_finished and stormy.is_finished)
+    played = Played(
+        acts=acts,
+        incidents=incidents,
+        undisturbed_incidents=cluster.client.incidents("undisturbed"),
+        losses=stormy.losses,
+        undisturbed_losses=calm.losses,
+        steps=STEPS,
+        lost=_lost_by_act(stormy, openings),
+        nodes_after=nodes_after,
+        is_finished=calm.is_finished and stormy.is_finished,
+    )
     return score(played), incidents
 
 
 def _lost_by_act(stage: Stage, openings: list[dict[str, Any]]) -> dict[Fault, int]:
     """The first restart belongs to the frozen rank, the second to the killed one."""
     lost = steps_lost(stage, openings)
-    return {fault: lost[attempt] for attempt, fault in ((1, Fault.FROZEN), (2, Fault.KILLED)) if attempt in lost} | {Fault.SLOW: 0}
+    return {fault: lost[attempt] for attempt, fault in ((1, Fault.FROZEN), (2, Fault.KILLED)) if attempt in lost} | {
+        Fault.SLOW: 0
+    }
 
 
 def _as_json(seed: int, scored: Score, incidents: list[dict[str, Any]]) -> dict[str, Any]:
-    rows = [{"act": row.act.title, "fault": row.act.fault.value, "rank": row.act.rank, "node": row.act.node, "step": row.act.step,
-             "onset_to_alarm_seconds": row.onset_to_alarm_seconds, "alarm_to_verdict_seconds": row.alarm_to_verdict_seconds,
-             "verdict_to_kept_seconds": row.verdict_to_kept_seconds, "steps_lost": row.steps_lost, "wrong": list(row.wrong),
-             "incident": row.incident} for row in scored.rows]
-    return {"seed": seed, "is_right": scored.is_right, "rows": rows, "wrong": list(scored.wrong), "incidents": incidents}
+    rows = [
+        {
+            "act": row.act.title,
+            "fault": row.act.fault.value,
+            "rank": row.act.rank,
+            "node": row.act.node,
+            "step": row.act.step,
+            "onset_to_alarm_seconds": row.onset_to_alarm_seconds,
+            "alarm_to_verdict_seconds": row.alarm_to_verdict_seconds,
+            "verdict_to_kept_seconds": row.verdict_to_kept_seconds,
+            "steps_lost": row.steps_lost,
+            "wrong": list(row.wrong),
+            "incident": row.incident,
+        }
+        for row in scored.rows
+    ]
+    return {
+        "seed": seed,
+        "is_right": scored.is_right,
+        "rows": rows,
+        "wrong": list(scored.wrong),
+        "incidents": incidents,
+    }
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

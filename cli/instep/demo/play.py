@@ -43,7 +43,17 @@ class Stage:
 class Play:
     """One run of the demo's job; `acts` is empty for the undisturbed one."""
 
-    def __init__(self, cluster: LocalCluster, *, run: str, title: str, seed: int, data: Path | None, acts: Sequence[Act], look: Look) -> None:
+    def __init__(
+        self,
+        cluster: LocalCluster,
+        *,
+        run: str,
+        title: str,
+        seed: int,
+        data: Path | None,
+        acts: Sequence[Act],
+        look: Look,
+    ) -> None:
         self.stage = Stage(run, title, STEPS)
         self._cluster, self._seed, self._data, self._acts, self._look = cluster, seed, data, list(acts), look
         self._out = cluster.folder / run
@@ -72,12 +82,38 @@ class Play:
     def _start(self) -> list[Started]:
         endpoint = f"127.0.0.1:{free_port()}"
         data = ["--data", str(self._data)] if self._data else []
-        script = ["-m", "instep_trainer.train", "--steps", str(STEPS), "--out", str(self._out), "--seed", str(self._seed), *data]
-        options = ["--max-restarts", "5", "--job", self.stage.run, "--log-dir", str(self._cluster.logs / self.stage.run)]
+        script = [
+            "-m",
+            "instep_trainer.train",
+            "--steps",
+            str(STEPS),
+            "--out",
+            str(self._out),
+            "--seed",
+            str(self._seed),
+            *data,
+        ]
+        options = [
+            "--max-restarts",
+            "5",
+            "--job",
+            self.stage.run,
+            "--log-dir",
+            str(self._cluster.logs / self.stage.run),
+        ]
         nnodes = f"{len(NODES) - 1}:{len(NODES)}"
-        return [self._cluster.start_supervisor(node, endpoint, self.stage.run, nnodes=nnodes, per_node=RANKS_PER_NODE,
-                                               options=[*options, "--node-rank", str(place)], script=script)
-                for place, node in enumerate(NODES)]
+        return [
+            self._cluster.start_supervisor(
+                node,
+                endpoint,
+                self.stage.run,
+                nnodes=nnodes,
+                per_node=RANKS_PER_NODE,
+                options=[*options, "--node-rank", str(place)],
+                script=script,
+            )
+            for place, node in enumerate(NODES)
+        ]
 
     def _is_due(self, act: Act) -> bool:
         """The slow rank is told before, so that it is slow from its very step; the others are met at theirs."""
@@ -93,8 +129,14 @@ class Play:
             act.began_at = self._cluster.inject("stop", act.node, **rank)
         else:
             with ThreadPoolExecutor(2) as both:
-                line = both.submit(self._cluster.inject, "xid", act.node, kernel_log=self._cluster.kernel_log(act.node),
-                                   pci=pci_of(act.node, act.rank), code=79)
+                line = both.submit(
+                    self._cluster.inject,
+                    "xid",
+                    act.node,
+                    kernel_log=self._cluster.kernel_log(act.node),
+                    pci=pci_of(act.node, act.rank),
+                    code=79,
+                )
                 kill = both.submit(self._cluster.inject, "kill", act.node, **rank)
                 act.began_at = min(line.result(), kill.result())
 
@@ -136,7 +178,8 @@ def settled_incidents(cluster: LocalCluster, run: str, wanted: int) -> list[dict
 def steps_lost(stage: Stage, openings: Sequence[dict[str, Any]]) -> dict[int, int]:
     """Return attempt → committed steps that it made again.
 
-    `openings` say which step the supervisors found complete on every rank before the attempt began; what the attempt logged first
+    `openings` say which step the supervisors found complete on every rank before the attempt began; what the attempt
+    logged first
     says where it really resumed.
     """
     lost = {}

@@ -62,9 +62,14 @@ def score(played: Played) -> Score:
     """Return the table and whatever else is wrong."""
     taken: set[str] = set()
     rows = tuple(_row(act, played, taken) for act in played.acts)
-    wrong = [f"an incident accuses the innocent: {incident['summary']}" for incident in played.incidents
-             if str(incident["id"]) not in taken]
-    wrong += [f"the undisturbed run has an incident: {incident['summary']}" for incident in played.undisturbed_incidents]
+    wrong = [
+        f"an incident accuses the innocent: {incident['summary']}"
+        for incident in played.incidents
+        if str(incident["id"]) not in taken
+    ]
+    wrong += [
+        f"the undisturbed run has an incident: {incident['summary']}" for incident in played.undisturbed_incidents
+    ]
     wrong += compare_losses(played)
     if not played.is_finished:
         wrong.append("a run did not finish")
@@ -72,8 +77,11 @@ def score(played: Played) -> Score:
 
 
 def _row(act: Act, played: Played, taken: set[str]) -> Row:
-    mine = [incident for incident in played.incidents if incident["kind"] in KINDS[act.fault] and str(incident["id"]) not in taken
-            and _is_about(act, incident)]
+    mine = [
+        incident
+        for incident in played.incidents
+        if incident["kind"] in KINDS[act.fault] and str(incident["id"]) not in taken and _is_about(act, incident)
+    ]
     if not mine:
         return Row(act, "", None, None, None, played.lost.get(act.fault), ("it was not named",))
     incident = mine[0]
@@ -82,9 +90,15 @@ def _row(act: Act, played: Played, taken: set[str]) -> Row:
     lost = played.lost.get(act.fault)
     if lost:
         wrong.append(f"{lost} committed steps were lost")
-    return Row(act, str(incident["summary"]), _between(act.began_at, incident.get("alarm_at")),
-               _between(incident.get("alarm_at"), incident.get("verdict_at")),
-               _between(incident.get("verdict_at"), incident.get("step_kept_at")), lost, tuple(wrong))
+    return Row(
+        act,
+        str(incident["summary"]),
+        _between(act.began_at, incident.get("alarm_at")),
+        _between(incident.get("alarm_at"), incident.get("verdict_at")),
+        _between(incident.get("verdict_at"), incident.get("step_kept_at")),
+        lost,
+        tuple(wrong),
+    )
 
 
 def _is_about(act: Act, incident: Mapping[str, Any]) -> bool:
@@ -104,9 +118,13 @@ def _wrong_extras(act: Act, incident: Mapping[str, Any], played: Played) -> list
     wrong = []
     if act.fault is Fault.KILLED:
         text = str(incident["summary"]) + " ".join(str(item.get("text")) for item in incident.get("evidence", []))
-        wrong += [f"its evidence does not name {word}" for word in ("Xid 79", act.node, f"ank {act.rank}") if word not in text]
+        wrong += [
+            f"its evidence does not name {word}" for word in ("Xid 79", act.node, f"ank {act.rank}") if word not in text
+        ]
         wrong += [f"{node} still holds ranks" for node in act.gone_from if node in played.nodes_after]
-        if not any(action.get("name") == "drain_node" for plan in incident.get("plans", []) for action in plan["actions"]):
+        if not any(
+            action.get("name") == "drain_node" for plan in incident.get("plans", []) for action in plan["actions"]
+        ):
             wrong.append("draining the node was not proposed")
     elif act.fault is Fault.SLOW and not incident.get("owner"):
         wrong.append("it has no owner")

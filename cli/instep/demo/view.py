@@ -109,8 +109,11 @@ def strip(board: dict[str, Any]) -> list[str]:
     if not works:
         return []
     middle = sorted(works)[len(works) // 2]
-    return [f"rank {row['rank']} {row.get('node', '')} " + "".join(shade(work, middle) for work in row.get("work_seconds", [])[-STRIP_STEPS:])
-            for row in rows]
+    return [
+        f"rank {row['rank']} {row.get('node', '')} "
+        + "".join(shade(work, middle) for work in row.get("work_seconds", [])[-STRIP_STEPS:])
+        for row in rows
+    ]
 
 
 def shade(work: float | None, middle: float) -> str:
@@ -127,11 +130,24 @@ def shade(work: float | None, middle: float) -> str:
 def table(score: Score) -> str:
     """The table at the end."""
     head = ("act", "onset → alarm", "alarm → verdict", "verdict → next kept step", "steps lost", "right?")
-    rows = [head, *((row.act.title, seconds(row.onset_to_alarm_seconds), seconds(row.alarm_to_verdict_seconds),
-                     seconds(row.verdict_to_kept_seconds), "–" if row.steps_lost is None else str(row.steps_lost),
-                     "right" if not row.wrong else "WRONG: " + "; ".join(row.wrong)) for row in score.rows)]
+    rows = [
+        head,
+        *(
+            (
+                row.act.title,
+                seconds(row.onset_to_alarm_seconds),
+                seconds(row.alarm_to_verdict_seconds),
+                seconds(row.verdict_to_kept_seconds),
+                "–" if row.steps_lost is None else str(row.steps_lost),
+                "right" if not row.wrong else "WRONG: " + "; ".join(row.wrong),
+            )
+            for row in score.rows
+        ),
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    return "\n".join("  " + "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  " + "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def seconds(value: float | None) -> str:
@@ -144,11 +160,16 @@ def verdicts(incidents: Sequence[dict[str, Any]]) -> str:
     lines = []
     for incident in incidents:
         lines.append(f"  {incident['summary']}")
-        lines.append(f"    owner: {incident.get('owner')} · how sure: {incident.get('confidence') or 0:.2f} · "
-                     f"cost so far: {incident.get('cost_gpu_seconds', 0) / 3600:.4f} GPU-hours")
+        lines.append(
+            f"    owner: {incident.get('owner')} · how sure: {incident.get('confidence') or 0:.2f} · "
+            f"cost so far: {incident.get('cost_gpu_seconds', 0) / 3600:.4f} GPU-hours"
+        )
         lines += [f"    - {item['text']}" for item in incident.get("evidence", [])[:6]]
         for plan in incident.get("plans", []):
-            lines += [f"    plan: {action['name']} {describe(action['arguments'])} [{action['state']}]" for action in plan["actions"]]
+            lines += [
+                f"    plan: {action['name']} {describe(action['arguments'])} [{action['state']}]"
+                for action in plan["actions"]
+            ]
     return "\n".join(lines)
 
 

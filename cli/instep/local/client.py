@@ -34,12 +34,20 @@ class Client:
         """Return the run's incidents with all their details, oldest first; incidents of nodes belong to every run."""
         rows = self.get("/api/v1/incidents")["incidents"]
         mine = [row for row in rows if row["run"] in (run, "", None) and row["merged_into"] is None]
-        return sorted((plain(self.get(f"/api/v1/incidents/{row['id']}")) for row in mine), key=lambda row: row["alarm_at"] or 0)
+        return sorted(
+            (plain(self.get(f"/api/v1/incidents/{row['id']}")) for row in mine), key=lambda row: row["alarm_at"] or 0
+        )
 
 
 def plain(incident: dict[str, Any]) -> dict[str, Any]:
     """Return the incident with the moments (seconds since 1970) and the verdict's fields beside the others."""
     verdict = incident.get("verdict") or {}
-    moments = {name: incident["timeline"].get(f"{name}_realtime") for name in ("onset", "alarm", "verdict", "step_kept")}
-    return {**incident, **{f"{name}_at": at for name, at in moments.items()}, "evidence": verdict.get("evidence", []),
-            "cost_gpu_seconds": verdict.get("cost_gpu_seconds", 0.0)}
+    moments = {
+        name: incident["timeline"].get(f"{name}_realtime") for name in ("onset", "alarm", "verdict", "step_kept")
+    }
+    return {
+        **incident,
+        **{f"{name}_at": at for name, at in moments.items()},
+        "evidence": verdict.get("evidence", []),
+        "cost_gpu_seconds": verdict.get("cost_gpu_seconds", 0.0),
+    }

@@ -30,18 +30,22 @@ class ClusterError(Exception):
 class LocalCluster:
     """One server and some nodes. Use it in a `with`: whatever it started is gone at the end."""
 
-    def __init__(self, nodes: Sequence[str], *, gpus: Mapping[str, Sequence[str]] | None = None, with_server: bool = True) -> None:
+    def __init__(
+        self, nodes: Sequence[str], *, gpus: Mapping[str, Sequence[str]] | None = None, with_server: bool = True
+    ) -> None:
         self.nodes = tuple(nodes)
         self.mark = secrets.token_hex(8)
         self.folder = Path(tempfile.mkdtemp(prefix="instep-local-"))
-        self.records = Path(tempfile.mkdtemp(prefix="instep-", dir="/dev/shm"))  # noqa: S108  records live in shared memory
+        self.records = Path(tempfile.mkdtemp(prefix="instep-", dir="/dev/shm"))
         self.logs = self.folder / "logs"
         self.logs.mkdir()
         self._with_server = with_server
         self._gpus = gpus or {}
         self.page_link = ""
         self.url = ""
-        self.processes = Processes(self.mark, self.logs, {"INSTEP_RECORD_ROOT": str(self.records), "PYTHONUNBUFFERED": "1"})
+        self.processes = Processes(
+            self.mark, self.logs, {"INSTEP_RECORD_ROOT": str(self.records), "PYTHONUNBUFFERED": "1"}
+        )
 
     def __enter__(self) -> LocalCluster:
         try:
@@ -56,7 +60,9 @@ class LocalCluster:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> list[int]:
@@ -69,14 +75,22 @@ class LocalCluster:
             shutil.rmtree(self.folder, ignore_errors=True)
         return left
 
-    # Parts --------------------------------------------------------------------------------------------------------------
+    # Parts ------------------------------------------------------------------------------------------------------------
 
     def start_server(self, port: int = 0) -> None:
         """Start the server and wait until it answers."""
         port = port or free_port()
         self.url = f"http://127.0.0.1:{port}"
-        started = self.processes.start("server", "server", "--listen", f"127.0.0.1:{port}", "--state-dir", str(self.folder / "state"),
-                                       "--json-ready", output=subprocess.PIPE)
+        started = self.processes.start(
+            "server",
+            "server",
+            "--listen",
+            f"127.0.0.1:{port}",
+            "--state-dir",
+            str(self.folder / "state"),
+            "--json-ready",
+            output=subprocess.PIPE,
+        )
         ready = self._first_line(started)
         self.page_link = str(ready.get("page_link", ""))
         self.token_file = Path(str(ready["token_file"]))
@@ -84,24 +98,80 @@ class LocalCluster:
 
     def start_agent(self, node: str) -> None:
         """Start one node's agent over its simulated root."""
-        self.processes.start(f"agent-{node}", "agent", "--server", self.url, "--token-file", str(self.token_file), "--node", node,
-                             "--record-root", str(self.records), "--root", str(self.root(node)), "--proc", "/proc",
-                             "--spool", str(self.folder / "spool" / node))
+        self.processes.start(
+            f"agent-{node}",
+            "agent",
+            "--server",
+            self.url,
+            "--token-file",
+            str(self.token_file),
+            "--node",
+            node,
+            "--record-root",
+            str(self.records),
+            "--root",
+            str(self.root(node)),
+            "--proc",
+            "/proc",
+            "--spool",
+            str(self.folder / "spool" / node),
+        )
 
-    def start_supervisor(self, node: str, endpoint: str, run: str, *, nnodes: str, per_node: int, options: Sequence[str] = (),
-                         script: Sequence[str]) -> Started:
+    def start_supervisor(
+        self,
+        node: str,
+        endpoint: str,
+        run: str,
+        *,
+        nnodes: str,
+        per_node: int,
+        options: Sequence[str] = (),
+        script: Sequence[str],
+    ) -> Started:
         """Start one node's `instep run` of a run."""
         server = ["--server", self.url, "--token-file", str(self.token_file)] if self.url else []
         return self.processes.start(
-            f"run-{run}-{node}", "run", "--nnodes", nnodes, "--nproc-per-node", str(per_node), "--rdzv-id", run,
-            "--rdzv-endpoint", endpoint, "--node-name", node, "--record-root", str(self.records), "--allow-drills", *server,
-            *options, *script)
+            f"run-{run}-{node}",
+            "run",
+            "--nnodes",
+            nnodes,
+            "--nproc-per-node",
+            str(per_node),
+            "--rdzv-id",
+            run,
+            "--rdzv-endpoint",
+            endpoint,
+            "--node-name",
+            node,
+            "--record-root",
+            str(self.records),
+            "--allow-drills",
+            *server,
+            *options,
+            *script,
+        )
 
     def inject(self, fault: str, node: str, **options: object) -> float:
         """Inject a fault; return the realtime at which it was done."""
         words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-        done = subprocess.run([sys.executable, "-m", "instep", "inject", fault, "--node", node, "--record-root", str(self.records), *words],
-                              capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "instep",
+                "inject",
+                fault,
+                "--node",
+                node,
+                "--record-root",
+                str(self.records),
+                *words,
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
         if done.returncode:
             raise ClusterError(f"instep inject {fault} failed: {done.stderr.strip()}")
         return float(json.loads(done.stdout)["at"])
@@ -121,8 +191,10 @@ class LocalCluster:
             folder = self.root(node) / "proc" / "driver" / "nvidia" / "gpus" / pci
             folder.mkdir(parents=True)
             uuid = f"GPU-{zlib.crc32(node.encode()):08x}-0000-0000-0000-{minor:012x}"
-            (folder / "information").write_text(f"Model: \t\t Simulated\nIRQ:   \t\t 0\nGPU UUID: \t {uuid}\nBus Location: \t {pci}.0\n"
-                                                f"Device Minor: \t {minor}\n")
+            (folder / "information").write_text(
+                f"Model: \t\t Simulated\nIRQ:   \t\t 0\nGPU UUID: \t {uuid}\nBus Location: \t {pci}.0\n"
+                f"Device Minor: \t {minor}\n"
+            )
 
     def _first_line(self, started: Started) -> dict[str, Any]:
         """The server says that it accepts, in one line of JSON."""

@@ -36,9 +36,14 @@ class Processes:
         """Start one verb of this very installation; its output goes to a log unless `output` says where."""
         log = self._logs / f"{name}.log"
         with log.open("ab") as file:
-            process = subprocess.Popen([sys.executable, "-m", "instep", *arguments], stdin=subprocess.DEVNULL,
-                                       stdout=output if output is not None else file, stderr=file, start_new_session=True,
-                                       env=self._environment | variables)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "instep", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output if output is not None else file,
+                stderr=file,
+                start_new_session=True,
+                env=self._environment | variables,
+            )
         started = Started(name, process, log)
         self._started.append(started)
         return started

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from instep_agent.wire import StepReport
+from instep_diagnosis.detectors.work import own_seconds
 
 STEPS_SHOWN = 60
 RANKS_SHOWN = 64
@@ -59,7 +60,7 @@ def heat_map(steps_by_rank: Mapping[int, Iterable[StepReport]], nodes: Mapping[i
     for row, rank in enumerate(ranks):
         for column, number in enumerate(numbers):
             if number in kept[rank]:
-                own_RT[row, column] = own_seconds(kept[rank][number])
+                own_RT[row, column] = max(0.0, own_seconds(kept[rank][number]))
     cells = tuple(
         _cell(row, column, rank, number, own_RT, nodes.get(rank, ""))
         for row, rank in enumerate(ranks)
@@ -74,15 +75,6 @@ def heat_map(steps_by_rank: Mapping[int, Iterable[StepReport]], nodes: Mapping[i
         numbers[-1],
         len(kept) - len(ranks),
     )
-
-
-def own_seconds(step: StepReport) -> float:
-    """Return the time of a step without waiting for peers, evaluation and checkpoint.
-
-    >>> own_seconds(StepReport(step=1, wall_seconds=1.0, wait_seconds=0.25))
-    0.75
-    """
-    return max(0.0, step.wall_seconds - step.wait_seconds - step.evaluation_seconds - step.checkpoint_seconds)
 
 
 def _cell(row: int, column: int, rank: int, number: int, own_RT: npt.NDArray[np.float64], node: str) -> Cell:

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 from instep_agent.wire import StackFrame, ThreadStack
 
-_LIBRARY = re.compile(r"site-packages/|dist-packages/|/lib/python\d|^<frozen|^<string>|/instep_(?!trainer/(?:train|inject)/)[a-z]+/|^python\d")
+_LIBRARY = re.compile(
+    r"site-packages/|dist-packages/|/lib/python\d|^<frozen|^<string>|^python\d|"
+    r"/instep_(?!trainer/(?:train|inject)/)[a-z]+/"
+)
 # The bundled trainer, and a drill inside it, are the script; the rest of Instep is a library to it.
 _COLLECTIVE = re.compile(r"torch/distributed/(?!checkpoint|run\.py|launcher|elastic)")
 # Only frames that are on the stack while compiling: eval_frame.py also stands under every compiled call.

@@ -178,7 +178,8 @@ def _unheard(job: JobState, graph: WaitGraph, settings: HangSettings) -> list[_F
 
 
 def _alone(job: JobState, states: dict[int, RankState], graph: WaitGraph, settings: HangSettings) -> list[_Finding]:
-    """Stopped processes that nobody waits for to come: inside the collective that holds the others too, or unobserved."""
+    """Stopped processes that nobody waits for to come: inside the collective that holds the others too, or
+    unobserved."""
     found = []
     for rank, state in states.items():
         if state.report.process_state != "stopped" or state.exit_code is not None or rank in graph.roots():

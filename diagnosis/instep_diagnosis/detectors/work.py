@@ -10,6 +10,7 @@ from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
+from instep_agent.wire import StepReport
 
 from instep_diagnosis.evidence import JobSteps
 
@@ -55,11 +56,10 @@ def step_arrays(job: JobSteps, *, window_steps: int) -> StepArrays | None:
     for r, rank in enumerate(ranks):
         for row in job.steps[rank]:
             if row.step in index:
-                pauses = row.checkpoint_seconds + row.evaluation_seconds
                 cpu_time, queued = _observed(row.cpu_seconds), _observed(row.starved_seconds)
-                busy = row.wall_seconds - row.wait_seconds - np.nan_to_num(queued) - row.data_seconds - pauses
                 columns_KTR[:, index[row.step], r] = (
-                    busy, row.wait_seconds, cpu_time, queued, row.data_seconds, row.tokens, row.tokens_squared
+                    own_seconds(row), row.wait_seconds, cpu_time, queued, row.data_seconds, row.tokens,
+                    row.tokens_squared,
                 )  # fmt: skip
     own, wait, cpu, starved, data, tokens, squared = columns_KTR
     corrected = per_tokens(np.maximum(own, _SECONDS_MIN), tokens, squared)
@@ -68,6 +68,22 @@ def step_arrays(job: JobSteps, *, window_steps: int) -> StepArrays | None:
 
 def _observed(value: float | None) -> float:
     return np.nan if value is None else value
+
+
+def own_seconds(step: StepReport) -> float:
+    """A step's wall time less waiting for peers, for a core and for data, and less checkpoint and evaluation.
+
+    Below zero where the parts overlap. Starvation that was not observed is not taken off.
+
+    >>> own_seconds(StepReport(step=1, wall_seconds=1.0, wait_seconds=0.25, starved_seconds=0.25))
+    0.5
+    """
+    pauses = step.data_seconds + step.checkpoint_seconds + step.evaluation_seconds
+    return step.wall_seconds - step.wait_seconds - _or_zero(step.starved_seconds) - pauses
+
+
+def _or_zero(seconds: float | None) -> float:
+    return 0.0 if seconds is None or np.isnan(seconds) else seconds
 
 
 def per_tokens(own_seconds_TR: Array, tokens_TR: Array, tokens_squared_TR: Array) -> Array:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from instep_collector.page.heat_map import own_seconds
 from instep_collector.registry import NodeState, Registry, RunState
 from instep_collector.store.models import ActionRow, Attempt, Incident, Node, OrderRow, PlanRow
+from instep_diagnosis.detectors.work import own_seconds
 
 from instep_remediation.advice import next_steps, runbook
 from instep_remediation.alerts.message import moment
@@ -185,7 +185,9 @@ def steps_view(run: RunState, count: int) -> dict[str, Any]:
                 "rank": rank,
                 "node": run.node_of(rank),
                 "wall_seconds": [steps[number].wall_seconds if number in steps else None for number in numbers],
-                "work_seconds": [own_seconds(steps[number]) if number in steps else None for number in numbers],
+                "work_seconds": [
+                    max(0.0, own_seconds(steps[number])) if number in steps else None for number in numbers
+                ],
             }
             for rank, steps in kept.items()
         ],

@@ -22,7 +22,9 @@ FLIGHT_RECORDER_NAMES = {
 def paths(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp(f"paths-{request.param}")
     with launch.record_root() as root:
-        done = launch.run(root, SCRIPTS / "paths.py", str(folder), options=("--nproc-per-node", "2", "--rank-start", request.param))
+        done = launch.run(
+            root, SCRIPTS / "paths.py", str(folder), options=("--nproc-per-node", "2", "--rank-start", request.param)
+        )
     assert done.returncode == 0, done.stderr
     return launch.answers(folder)
 
@@ -48,13 +50,21 @@ def test_children_of_a_rank_never_write_and_an_existing_sitecustomize_keeps_work
     site.mkdir()
     (site / "sitecustomize.py").write_text("import os\nos.environ['FROM_SITE'] = 'kept'\n")
     with launch.record_root() as root:
-        done = launch.run(root, SCRIPTS / "children.py", str(tmp_path), options=("--nproc-per-node", "2", "--rank-start", start), PYTHONPATH=str(site))
+        done = launch.run(
+            root,
+            SCRIPTS / "children.py",
+            str(tmp_path),
+            options=("--nproc-per-node", "2", "--rank-start", start),
+            PYTHONPATH=str(site),
+        )
         assert done.returncode == 0, done.stderr
         found = launch.records(root)
     for answer in launch.answers(tmp_path).values():
         assert answer == {"silent": [True, True], "batches": 8, "marker": "kept"}
     assert set(found) == {0, 1}
-    assert all(len({entry.token for entry in record.collectives}) == len(record.collectives) > 0 for record in found.values())
+    assert all(
+        len({entry.token for entry in record.collectives}) == len(record.collectives) > 0 for record in found.values()
+    )
 
 
 def test_a_step_is_all_optimizers_since_the_last_forward() -> None:

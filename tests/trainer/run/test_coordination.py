@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 import pytest
-
 from instep_trainer.run.coordination import Coordination, Limits, Order, Send, Stage, TakeDumps, Tell
 from instep_trainer.run.messages import Finish, Hello, Open, Refused, Stop, Stopped
 
@@ -47,12 +46,20 @@ class Run:
             effects += self.does(self.state.stopped(node, Stopped(attempt=attempt, port_offer=1), self.now))
         return effects
 
-    def orders(self, id_: int, *, attempt: int | None = None, action: str = "restart", exclude: tuple[str, ...] = ()) -> list:
-        order = Order(id=id_, run="r", attempt=self.state.attempt if attempt is None else attempt, action=action, exclude=exclude)
+    def orders(
+        self, id_: int, *, attempt: int | None = None, action: str = "restart", exclude: tuple[str, ...] = ()
+    ) -> list:
+        order = Order(
+            id=id_, run="r", attempt=self.state.attempt if attempt is None else attempt, action=action, exclude=exclude
+        )
         return self.does(self.state.order(order, self.now))
 
     def openings(self) -> list[tuple[str, Open]]:
-        return [(effect.node, effect.message) for effect in self.effects if isinstance(effect, Send) and isinstance(effect.message, Open)]
+        return [
+            (effect.node, effect.message)
+            for effect in self.effects
+            if isinstance(effect, Send) and isinstance(effect.message, Open)
+        ]
 
     def told(self, kind: str) -> list[dict]:
         return [effect.body for effect in self.effects if isinstance(effect, Tell) and effect.kind == kind]
@@ -64,14 +71,19 @@ def hello(node: str, **changes: object) -> Hello:
 
 def test_opens_the_first_attempt_on_the_first_nodes_and_lets_the_third_stand_by() -> None:
     run = Run()
-    assert [(node, opening.attempt, opening.ranks) for node, opening in run.openings()] == [("node-a", 0, [0, 1]), ("node-b", 0, [2, 3])]
+    assert [(node, opening.attempt, opening.ranks) for node, opening in run.openings()] == [
+        ("node-a", 0, [0, 1]),
+        ("node-b", 0, [2, 3]),
+    ]
     assert run.told("attempt_opened")[0]["standby"] == ["node-c"]
 
 
 def test_waits_a_last_call_for_nodes_that_may_still_come() -> None:
     run = Run(nodes="ab")
     assert len(run.openings()) == 2
-    late = Coordination(job="j", run="r", node="node-a", key=KEY, limits=Limits(nodes_min=1, nodes_max=2, max_restarts=0))
+    late = Coordination(
+        job="j", run="r", node="node-a", key=KEY, limits=Limits(nodes_min=1, nodes_max=2, max_restarts=0)
+    )
     assert not [e for e in late.join(hello("node-a"), 0.0) if isinstance(e, Send) and isinstance(e.message, Open)]
     assert not late.tick(0.5)
     assert [e.message.attempt for e in late.tick(1.1) if isinstance(e, Send) and isinstance(e.message, Open)] == [0]
@@ -95,7 +107,9 @@ def test_an_order_in_time_moves_the_ranks_of_the_node_it_leaves_out() -> None:
     run.orders(1, exclude=("node-b",))
     assert run.state.assignment == {"node-a": [0, 1], "node-c": [2, 3]}
     assert not run.told("local_decision")
-    assert run.told("order_acknowledged") == [{"order": 1, "outcome": "done", "detail": "taken into the restart under way"}]
+    assert run.told("order_acknowledged") == [
+        {"order": 1, "outcome": "done", "detail": "taken into the restart under way"}
+    ]
 
 
 @pytest.mark.parametrize("when", ["before", "while stopping", "while deciding", "after", "long after"])
@@ -125,7 +139,9 @@ def test_one_restart_whenever_the_order_comes_and_however_often(when: str) -> No
 def test_an_order_for_another_attempt_is_refused_with_a_reason() -> None:
     run = Run()
     run.orders(5, attempt=7)
-    assert run.told("order_acknowledged") == [{"order": 5, "outcome": "refused", "detail": "the order is for attempt 7, which is over"}]
+    assert run.told("order_acknowledged") == [
+        {"order": 5, "outcome": "refused", "detail": "the order is for attempt 7, which is over"}
+    ]
     assert run.state.attempt == 0
 
 
@@ -157,7 +173,11 @@ def test_the_budget_ends_the_run() -> None:
         run.all_stop()
     assert run.state.exit_code == 1
     assert run.told("run_finished") == [{"outcome": "failed", "exit_code": 1}]
-    assert {e.node for e in run.effects if isinstance(e, Send) and isinstance(e.message, Finish)} == {"node-a", "node-b", "node-c"}
+    assert {e.node for e in run.effects if isinstance(e, Send) and isinstance(e.message, Finish)} == {
+        "node-a",
+        "node-b",
+        "node-c",
+    }
 
 
 def test_the_default_budget_reports_and_restarts_nothing() -> None:
@@ -201,8 +221,14 @@ def test_without_a_spare_the_suspected_node_is_better_than_no_run() -> None:
     assert run.state.assignment == {"node-a": [0, 1], "node-b": [2, 3]}
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"run": "other"}, "belongs to run r"), ({"key": "x"}, "token differs"), ({"node": "node-a"}, "already takes part")])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"run": "other"}, "belongs to run r"),
+        ({"key": "x"}, "token differs"),
+        ({"node": "node-a"}, "already takes part"),
+    ],
+)
 def test_refuses_whoever_does_not_belong_with_a_sentence(changes: dict, words: str) -> None:
     run = Run()
     effects = run.state.join(hello(**{"node": "node-d", **changes}), run.now)

@@ -17,7 +17,7 @@ from instep_agent.rank_record import RankRecordError, RecordReader, report
 
 from instep_trainer.errors import TrainerError, UsageError
 from instep_trainer.inject.faults import FAULT_SECONDS_DEFAULT, Fault, fault_file
-from instep_trainer.run.options import DEFAULT_ROOT
+from instep_trainer.run.parser import DEFAULT_ROOT
 
 INSIDE = ("slow", "sleep", "spin", "gil", "skip")
 """Faults that arise inside the rank."""
@@ -37,19 +37,34 @@ def main(arguments: Sequence[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
-    parser = argparse.ArgumentParser(prog="instep inject", description="Inject one fault as a drill. Faults inside a rank need a run "
-                                     "started with --allow-drills.")
-    parser.add_argument("fault", choices=[*SIGNALS, *INSIDE, "xid"], help="kill, stop: signals. slow: wait inside the rank's own work. sleep, spin, "
-                        "gil: stuck in the script. skip: leave out one collective. xid: a line in a node's kernel log")
+    parser = argparse.ArgumentParser(
+        prog="instep inject",
+        description="Inject one fault as a drill. Faults inside a rank need a run started with --allow-drills.",
+    )
+    parser.add_argument(
+        "fault",
+        choices=[*SIGNALS, *INSIDE, "xid"],
+        help="kill, stop: signals. slow: wait inside the rank's own work. sleep, spin, "
+        "gil: stuck in the script. skip: leave out one collective. xid: a line in a node's kernel log",
+    )
     parser.add_argument("--node", required=True, help="node of the rank")
     parser.add_argument("--run", default="", help="run of the rank (not for xid)")
     parser.add_argument("--rank", type=int, default=-1, help="the rank (not for xid)")
-    parser.add_argument("--record-root", type=Path, default=Path(os.environ.get("INSTEP_RECORD_ROOT", DEFAULT_ROOT)), help="shared-memory folder of the run")
+    parser.add_argument(
+        "--record-root",
+        type=Path,
+        default=Path(os.environ.get("INSTEP_RECORD_ROOT", DEFAULT_ROOT)),
+        help="shared-memory folder of the run",
+    )
     parser.add_argument("--from-step", type=int, default=0, help="inside faults: begin when so many steps are finished")
     parser.add_argument("--to-step", type=int, default=None, help="slow: end before this step")
-    parser.add_argument("--ratio", type=float, default=1.3, help="slow: the rank's own work takes so many times as long (default 1.3)")
+    parser.add_argument(
+        "--ratio", type=float, default=1.3, help="slow: the rank's own work takes so many times as long (default 1.3)"
+    )
     parser.add_argument("--seconds", type=float, default=FAULT_SECONDS_DEFAULT, help="sleep, spin, gil: how long")
-    parser.add_argument("--kernel-log", type=Path, default=Path("/dev/kmsg"), help="xid: where the line is written (default /dev/kmsg)")
+    parser.add_argument(
+        "--kernel-log", type=Path, default=Path("/dev/kmsg"), help="xid: where the line is written (default /dev/kmsg)"
+    )
     parser.add_argument("--code", type=int, default=79, help="xid: its number (default 79)")
     parser.add_argument("--pci", default="", help="xid: PCI address of the GPU, such as 0000:3b:00")
     return parser
@@ -63,7 +78,13 @@ def _inject(parsed: argparse.Namespace) -> int:
     if parsed.fault in SIGNALS:
         os.kill(pid, SIGNALS[parsed.fault])
         return _say_done(parsed.fault)
-    fault = Fault(kind=parsed.fault, from_step=parsed.from_step, to_step=parsed.to_step, ratio=parsed.ratio, seconds=parsed.seconds)
+    fault = Fault(
+        kind=parsed.fault,
+        from_step=parsed.from_step,
+        to_step=parsed.to_step,
+        ratio=parsed.ratio,
+        seconds=parsed.seconds,
+    )
     write_faults(fault_file(parsed.record_root, parsed.node, parsed.run, int(folder.name), parsed.rank), [fault])
     return _say_done(parsed.fault)
 

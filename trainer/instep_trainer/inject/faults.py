@@ -98,5 +98,12 @@ def faults_of_this_rank() -> Faults | None:
     environment = os.environ
     if environment.get("INSTEP_DRILLS") != "1":
         return None
-    return Faults(fault_file(Path(environment["INSTEP_RECORD_ROOT"]), environment["INSTEP_NODE_NAME"], environment["INSTEP_RUN"],
-                             int(environment["INSTEP_ATTEMPT"]), int(environment["RANK"])))
+    return Faults(
+        fault_file(
+            Path(environment["INSTEP_RECORD_ROOT"]),
+            environment["INSTEP_NODE_NAME"],
+            environment["INSTEP_RUN"],
+            int(environment["INSTEP_ATTEMPT"]),
+            int(environment["RANK"]),
+        )
+    )

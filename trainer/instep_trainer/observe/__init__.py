@@ -1,1 +1,2 @@
-"""What one rank can see of itself: collectives, phases and steps, written into its rank record without a change to the script."""
+"""What one rank can see of itself: collectives, phases and steps, written into its rank record without a change to the
+script."""

@@ -1,6 +1,7 @@
 """Sees every collective and point-to-point call of this process, whichever path it takes, and records it.
 
-Point-to-point between two ranks is recorded as a group of the two, so that a send and its receive carry the same number.
+Point-to-point between two ranks is recorded as a group of the two, so that a send and its receive carry the same
+number.
 """
 
 from __future__ import annotations
@@ -17,13 +18,26 @@ from instep_trainer.observe import torch_adapter as adapter
 from instep_trainer.observe.recorder import RankRecorder
 
 OPS = {
-    "allreduce_": Op.all_reduce, "allreduce_coalesced_": Op.all_reduce_coalesced, "broadcast_": Op.broadcast,
-    "allgather_": Op.all_gather, "_allgather_base_": Op.all_gather_into_tensor, "allgather_coalesced_": Op.all_gather_coalesced,
-    "allgather_into_tensor_coalesced_": Op.all_gather_coalesced, "reduce_scatter_": Op.reduce_scatter,
-    "_reduce_scatter_base_": Op.reduce_scatter_tensor, "reduce_scatter_tensor_coalesced_": Op.reduce_scatter_coalesced,
-    "reduce_": Op.reduce, "gather_": Op.gather, "scatter_": Op.scatter, "alltoall_": Op.all_to_all,
-    "alltoall_base_": Op.all_to_all_single, "barrier": Op.barrier, "monitored_barrier_": Op.monitored_barrier,
-    "send": Op.send, "recv_": Op.recv, "recv_any_source_": Op.recv_any_source,
+    "allreduce_": Op.all_reduce,
+    "allreduce_coalesced_": Op.all_reduce_coalesced,
+    "broadcast_": Op.broadcast,
+    "allgather_": Op.all_gather,
+    "_allgather_base_": Op.all_gather_into_tensor,
+    "allgather_coalesced_": Op.all_gather_coalesced,
+    "allgather_into_tensor_coalesced_": Op.all_gather_coalesced,
+    "reduce_scatter_": Op.reduce_scatter,
+    "_reduce_scatter_base_": Op.reduce_scatter_tensor,
+    "reduce_scatter_tensor_coalesced_": Op.reduce_scatter_coalesced,
+    "reduce_": Op.reduce,
+    "gather_": Op.gather,
+    "scatter_": Op.scatter,
+    "alltoall_": Op.all_to_all,
+    "alltoall_base_": Op.all_to_all_single,
+    "barrier": Op.barrier,
+    "monitored_barrier_": Op.monitored_barrier,
+    "send": Op.send,
+    "recv_": Op.recv,
+    "recv_any_source_": Op.recv_any_source,
 }
 POINT_TO_POINT = (Op.send, Op.recv, Op.recv_any_source)
 NOT_COLLECTIVE = ("check_for_nan",)
@@ -42,7 +56,7 @@ class CollectiveObserver:
 
     def open(self) -> None:
         """Begin to see. What cannot be seen is listed in `unobserved` and in the record."""
-        self._library = torch.library.Library("c10d", "IMPL")
+        self._library = torch.library.Library("c10d", "IMPL")  # type: ignore[no-untyped-call]
         for name, operator in adapter.collective_operators().items():
             if name in NOT_COLLECTIVE:
                 continue
@@ -57,10 +71,10 @@ class CollectiveObserver:
     def close(self) -> None:
         """Take the kernels away."""
         if self._library is not None:
-            self._library._destroy()
+            self._library._destroy()  # type: ignore[no-untyped-call]
             self._library = None
         if self._wait is not None:
-            torch._C._distributed_c10d.Work.wait = self._wait
+            setattr(torch._C._distributed_c10d.Work, "wait", self._wait)  # noqa: B010  a method of a C++ class
             self._wait = None
 
     def forget_groups(self) -> None:
@@ -69,7 +83,12 @@ class CollectiveObserver:
 
     def _kernel(self, operator: Any, op: Op) -> Callable[..., Any]:
         place = _group_place(operator)
-        recorder, hand_on, device_key, unbox_work = self._recorder, adapter.hand_on, adapter.device_key, adapter.unbox_work
+        recorder, hand_on, device_key, unbox_work = (
+            self._recorder,
+            adapter.hand_on,
+            adapter.device_key,
+            adapter.unbox_work,
+        )
         slot_of = self._pair_slot if op in POINT_TO_POINT else self._slot
 
         def observe(keyset: Any, *arguments: Any) -> Any:
@@ -86,7 +105,9 @@ class CollectiveObserver:
         group = adapter.unbox_group(arguments[place])
         known = self._groups.get(id(group))
         if known is None or known[0] is not group:
-            slot = self._writer.declare_group(adapter.group_members(group), adapter.group_description(group), adapter.group_ordinal(group))
+            slot = self._writer.declare_group(
+                adapter.group_members(group), adapter.group_description(group), adapter.group_ordinal(group)
+            )
             known = self._groups[id(group)] = (group, slot, [0])
         return known[1], known[2]
 
@@ -103,7 +124,8 @@ class CollectiveObserver:
         return self._pairs[key]
 
     def _watch_waits(self) -> None:
-        """Time blocked on a work object, as Python sees it; the C++ reducer's own wait shows at the end of the backward pass."""
+        """Time blocked on a work object, as Python sees it; the C++ reducer's own wait shows at the end of the backward
+        pass."""
         original = self._wait = torch._C._distributed_c10d.Work.wait
         recorder = self._recorder
 
@@ -114,7 +136,7 @@ class CollectiveObserver:
             finally:
                 recorder.waited(began_ns, began_starved_ns)
 
-        torch._C._distributed_c10d.Work.wait = wait
+        setattr(torch._C._distributed_c10d.Work, "wait", wait)  # noqa: B010  a method of a C++ class
 
 
 def _group_place(operator: Any) -> int:

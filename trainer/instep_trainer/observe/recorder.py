@@ -37,12 +37,14 @@ class RankRecorder:
         self._since_ns = _now()
         self._works: list[tuple[int, Any]] = []
         self._work_seconds = 0.0
+        self._away_starved_ns = 0
         self._begin_step(self._since_ns)
 
-    # Phases -------------------------------------------------------------------------------------------------------------
+    # Phases -----------------------------------------------------------------------------------------------------------
 
     def annotate(self) -> None:
-        """The script marks its phases itself: hooks stop guessing, and time outside every phase is the script's own loop."""
+        """The script marks its phases itself: hooks stop guessing, and time outside every phase is the script's own
+        loop."""
         if not self.is_annotated:
             self.is_annotated = True
             self._writer.update_identity(is_annotated=True)
@@ -75,7 +77,9 @@ class RankRecorder:
 
     def _beat(self) -> None:
         """Before the first finished step everything is start-up: compilation and warm-up may take minutes."""
-        phase = self._phase if self._has_finished or self._phase in (Phase.checkpoint, Phase.evaluation) else Phase.startup
+        phase = (
+            self._phase if self._has_finished or self._phase in (Phase.checkpoint, Phase.evaluation) else Phase.startup
+        )
         self._writer.heartbeat(self.step, self.micro_step, phase)
 
     def _end_backward(self) -> None:
@@ -90,7 +94,7 @@ class RankRecorder:
         self._wait_ns += self._waited_until_ns - began_ns
         self._starved_away_ns += self.starved_ns() - began_starved_ns
 
-    # Collectives --------------------------------------------------------------------------------------------------------
+    # Collectives ------------------------------------------------------------------------------------------------------
 
     def entered(self, group: int | None, seq: int, op: int, payload_bytes: int) -> int:
         """A collective was called; return the record's token."""
@@ -125,10 +129,11 @@ class RankRecorder:
                 open_works.append((token, work))
         self._works = open_works
 
-    # Steps --------------------------------------------------------------------------------------------------------------
+    # Steps ------------------------------------------------------------------------------------------------------------
 
-    def finish_step(self, step: int, tokens: int = 0, tokens_squared: int = 0, is_skipped: bool = False,
-                    ended_ns: int | None = None) -> None:
+    def finish_step(
+        self, step: int, tokens: int = 0, tokens_squared: int = 0, is_skipped: bool = False, ended_ns: int | None = None
+    ) -> None:
         """Close the step: `step` steps are finished now over the whole run."""
         now = _now() if ended_ns is None else ended_ns
         self._spent_ns[self._phase] += now - self._since_ns
@@ -137,12 +142,22 @@ class RankRecorder:
         starved_at_work_ns = max(0, starved_ns - self._starved_ns - self._starved_away_ns)
         spent = self._spent_ns
         self._writer.finish_step(
-            step, (now - self._began_ns) * 1e-9, data_seconds=spent[Phase.data] * 1e-9, forward_seconds=spent[Phase.forward] * 1e-9,
-            backward_seconds=spent[Phase.backward] * 1e-9, optimizer_seconds=spent[Phase.optimizer] * 1e-9,
-            checkpoint_seconds=spent[Phase.checkpoint] * 1e-9, evaluation_seconds=spent[Phase.evaluation] * 1e-9,
-            wait_seconds=self._wait_ns * 1e-9, cpu_seconds=(cpu_ns - self._cpu_ns) * 1e-9,
+            step,
+            (now - self._began_ns) * 1e-9,
+            data_seconds=spent[Phase.data] * 1e-9,
+            forward_seconds=spent[Phase.forward] * 1e-9,
+            backward_seconds=spent[Phase.backward] * 1e-9,
+            optimizer_seconds=spent[Phase.optimizer] * 1e-9,
+            checkpoint_seconds=spent[Phase.checkpoint] * 1e-9,
+            evaluation_seconds=spent[Phase.evaluation] * 1e-9,
+            wait_seconds=self._wait_ns * 1e-9,
+            cpu_seconds=(cpu_ns - self._cpu_ns) * 1e-9,
             starved_seconds=starved_at_work_ns * 1e-9 if self._schedstat >= 0 else float("nan"),
-            tokens=tokens, tokens_squared=tokens_squared, micro_steps=max(self.micro_step, 1), is_skipped=is_skipped)
+            tokens=tokens,
+            tokens_squared=tokens_squared,
+            micro_steps=max(self.micro_step, 1),
+            is_skipped=is_skipped,
+        )
         if self._faults is not None:
             self._measure_work(now - self._began_ns, starved_at_work_ns)
         self.step, self.micro_step, self._has_finished = step, 0, True
@@ -159,17 +174,19 @@ class RankRecorder:
         self._entered_in_phase_ns = self._waited_until_ns = self._entered_starved_ns = 0
 
     def starved_ns(self) -> int:
-        """Time this thread was runnable without a core so far, by the kernel's run-queue accounting; 0 where it has none."""
+        """Time this thread was runnable without a core so far, by the kernel's run-queue accounting; 0 where it has
+        none."""
         return self._processor_ns()[1]
 
     def _processor_ns(self) -> tuple[int, int]:
-        """CPU time of this thread, and the time it was runnable without a core: one system call of about a microsecond."""
+        """CPU time of this thread, and the time it was runnable without a core: one system call of about a
+        microsecond."""
         if self._schedstat < 0:
             return time.thread_time_ns(), 0
         on_cpu, waiting, _slices = os.pread(self._schedstat, 64, 0).split()
         return int(on_cpu), int(waiting)
 
-    # Drills -------------------------------------------------------------------------------------------------------------
+    # Drills -----------------------------------------------------------------------------------------------------------
 
     def fault_point(self, name: str) -> bool:
         """A place where `instep inject` may act; True asks the script to leave out what follows."""

@@ -1,6 +1,7 @@
 """Phases and steps of a script that marks nothing, from torch's own hooks.
 
-A step is all optimizers that stepped since the last forward; it is closed when the next forward, backward, batch or the end of the
+A step is all optimizers that stepped since the last forward; it is closed when the next forward, backward, batch or the
+end of the
 script shows that it is over. What the script does between a step and the next forward is not known, and is recorded so.
 """
 
@@ -57,7 +58,7 @@ class ScriptHooks:
         if not self._recorder.is_annotated and self._has_backward and not self._stepped_ns:
             self._stepped_ns, self._is_skipped = time.monotonic_ns(), True
 
-    # Optimizers ---------------------------------------------------------------------------------------------------------
+    # Optimizers -------------------------------------------------------------------------------------------------------
 
     def _before_optimizer(self, _optimizer: Any, _arguments: Any, _options: Any) -> None:
         if not self._recorder.is_annotated:
@@ -70,7 +71,7 @@ class ScriptHooks:
         self._recorder.leave_phase("between")
         self._expect_forward()
 
-    # Forward ------------------------------------------------------------------------------------------------------------
+    # Forward ----------------------------------------------------------------------------------------------------------
 
     def _expect_forward(self) -> None:
         """Listen for the next module call; a hook that stayed would cost in every module of every forward."""
@@ -94,7 +95,7 @@ class ScriptHooks:
             self._forward_hook.remove()
             self._forward_hook = None
 
-    # Backward, batches, files -------------------------------------------------------------------------------------------
+    # Backward, batches, files -----------------------------------------------------------------------------------------
 
     def _next_begins(self) -> None:
         self.close_step()
@@ -104,7 +105,9 @@ class ScriptHooks:
         self._has_backward = True
         self._no_longer_expect_forward()
 
-    def _in_phase(self, function: Callable[..., Any], phase: Phase, before: Callable[[], None] | None) -> Callable[..., Any]:
+    def _in_phase(
+        self, function: Callable[..., Any], phase: Phase, before: Callable[[], None] | None
+    ) -> Callable[..., Any]:
         """Return the function, marked as this phase while it runs."""
         recorder = self._recorder
         after = {Phase.backward: "between", Phase.data: "forward"}.get(phase)

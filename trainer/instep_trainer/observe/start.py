@@ -8,11 +8,12 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from instep_agent.rank_record.create import RecordTaken
+from instep_agent.errors import RecordTaken
 from instep_agent.rank_record.identity import RankIdentity
 from instep_agent.rank_record.writer import RankRecordWriter
 
@@ -26,8 +27,12 @@ _kept: list[object] = []
 
 def is_rank(environment: os._Environ[str] = os.environ) -> bool:
     """Whether this process is the one that the supervisor started as a rank."""
-    return ("INSTEP_RUN" in environment and "RANK" in environment and CLAIMED not in environment
-            and environment.get("INSTEP_OBSERVE", "1") != "0")
+    return (
+        "INSTEP_RUN" in environment
+        and "RANK" in environment
+        and CLAIMED not in environment
+        and environment.get("INSTEP_OBSERVE", "1") != "0"
+    )
 
 
 def claim_record() -> RankRecordWriter | None:
@@ -37,11 +42,18 @@ def claim_record() -> RankRecordWriter | None:
         return None
     environment[CLAIMED] = str(os.getpid())
     identity = RankIdentity(
-        job=environment["INSTEP_JOB"], run=environment["INSTEP_RUN"], attempt=int(environment["INSTEP_ATTEMPT"]),
-        rank=int(environment["RANK"]), local_rank=int(environment["LOCAL_RANK"]), world_size=int(environment["WORLD_SIZE"]),
-        node=environment["INSTEP_NODE_NAME"], gpu=_gpu(int(environment["LOCAL_RANK"])),
-        namespace=environment.get("POD_NAMESPACE", ""), pod_uid=environment.get("POD_UID", ""),
-        scheduler_job_id=environment.get("SLURM_JOB_ID", ""))
+        job=environment["INSTEP_JOB"],
+        run=environment["INSTEP_RUN"],
+        attempt=int(environment["INSTEP_ATTEMPT"]),
+        rank=int(environment["RANK"]),
+        local_rank=int(environment["LOCAL_RANK"]),
+        world_size=int(environment["WORLD_SIZE"]),
+        node=environment["INSTEP_NODE_NAME"],
+        gpu=_gpu(int(environment["LOCAL_RANK"])),
+        namespace=environment.get("POD_NAMESPACE", ""),
+        pod_uid=environment.get("POD_UID", ""),
+        scheduler_job_id=environment.get("SLURM_JOB_ID", ""),
+    )
     try:
         return RankRecordWriter.create(environment["INSTEP_RECORD_ROOT"], identity)
     except RecordTaken:
@@ -109,7 +121,7 @@ class _WhenTorchIsImported:
         sys.meta_path.remove(self)
         spec = find_spec(name)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Afterwards(spec.loader, self._writer)
+            spec.loader = cast(Loader, _Afterwards(spec.loader, self._writer))
         return spec
 
 

@@ -1,8 +1,10 @@
 """Every private name of torch that Instep uses, in one place; each is probed, and what is missing is said, not guessed.
 
 All collectives, from whatever path, pass torch's operator dispatcher: `dist.all_reduce`, the C++ reducer of DDP, FSDP2,
-functional collectives, DTensor and point-to-point call the operators `c10d::…`. No backend registers anything under the dispatch
-key `BackendSelect`, which lies below autograd and every Python mode and above the devices, so a kernel of ours there sees each call
+functional collectives, DTensor and point-to-point call the operators `c10d::…`. No backend registers anything under the
+dispatch
+key `BackendSelect`, which lies below autograd and every Python mode and above the devices, so a kernel of ours there
+sees each call
 once and hands it on. Handing on through `OpOverload._op_dk` releases the GIL, which a call through
 `torch.library.get_kernel` does not: gloo's own threads need it, and the job deadlocks (seen with torch 2.13).
 """
@@ -25,7 +27,10 @@ def collective_operators() -> dict[str, Any]:
     names = [full.partition("::")[2] for full in torch._C._dispatch_get_all_op_names() if full.startswith("c10d::")]
     found = {}
     for name in sorted(names):
-        has_kernel = any(torch._C._dispatch_has_kernel_for_dispatch_key(f"c10d::{name}", key) for key in ("CPU", "CUDA", "PrivateUse1"))
+        has_kernel = any(
+            torch._C._dispatch_has_kernel_for_dispatch_key(f"c10d::{name}", key)
+            for key in ("CPU", "CUDA", "PrivateUse1")
+        )
         if has_kernel and hasattr(torch.ops.c10d, name):
             found[name] = getattr(torch.ops.c10d, name).default
     return found
@@ -38,7 +43,7 @@ def is_free(name: str) -> bool:
 
 def put_kernel(library: torch.library.Library, name: str, kernel: Kernel) -> None:
     """Have `kernel(keyset, *arguments)` called for every call of the operator."""
-    library.impl(name, kernel, OBSERVED_KEY, with_keyset=True)
+    library.impl(name, kernel, OBSERVED_KEY, with_keyset=True)  # type: ignore[no-untyped-call]
 
 
 def device_key(keyset: Any) -> Any:
@@ -75,7 +80,8 @@ def group_description(group: Any) -> str:
 
 
 def group_ordinal(group: Any) -> int:
-    """Return how many groups of the same members and description were created before this one, here and thus on every member."""
+    """Return how many groups of the same members and description were created before this one, here and thus on every
+    member."""
     members, description = group_members(group), group_description(group)
     ordinal = 0
     for other in distributed_c10d._world.pg_names:
@@ -99,6 +105,7 @@ def flight_recorder_json() -> str:
 
 
 def start_worker_server(socket_path: str) -> Any:
-    """Start torch's own evidence server on a Unix socket: it answers even while Python cannot. None where this build has none."""
+    """Start torch's own evidence server on a Unix socket: it answers even while Python cannot. None where this build
+    has none."""
     server = getattr(torch._C._distributed_c10d, "_WorkerServer", None)
     return None if server is None else server(socket_path, -1)

@@ -18,14 +18,12 @@ def main(arguments: Sequence[str]) -> int:
     try:
         options = read_options(arguments)
         if options.form != "exec" and importlib.util.find_spec("torch") is None:
-            raise CannotRun("PyTorch is missing: install it into this environment, such as pip install 'instep[trainer]'.")
+            raise CannotRun(
+                "PyTorch is missing: install it into this environment, such as pip install 'instep[trainer]'."
+            )
         from instep_trainer.run.supervisor import Supervisor
 
-        return asyncio.run(_run(Supervisor, options))
+        return asyncio.run(Supervisor(options).run())
     except TrainerError as error:
         print(f"instep run: {error}", file=sys.stderr)
         return error.exit_code
-
-
-async def _run(supervisor_class, options) -> int:  # type: ignore[no-untyped-def]
-    return int(await supervisor_class(options).run())

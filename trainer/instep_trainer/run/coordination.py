@@ -1,7 +1,9 @@
 """The coordinator's decisions, pure: events in, effects out; time is an argument and nothing is sent from here.
 
-One coordinator per run opens attempts one after another. An attempt is opened only from the state that its predecessor left
-(compare-and-swap on the attempt number), so an order, a crash and a lost node that concern the same attempt make one restart.
+One coordinator per run opens attempts one after another. An attempt is opened only from the state that its predecessor
+left
+(compare-and-swap on the attempt number), so an order, a crash and a lost node that concern the same attempt make one
+restart.
 """
 
 from __future__ import annotations
@@ -127,7 +129,7 @@ class Coordination:
         self._outcomes: dict[int, tuple[str, str]] = {}
         self._opening_order: Order | None = None
 
-    # Members ------------------------------------------------------------------------------------------------------------
+    # Members ----------------------------------------------------------------------------------------------------------
 
     def join(self, hello: Hello, now: float) -> list[Effect]:
         """Take a supervisor in, or refuse it with a sentence."""
@@ -144,8 +146,14 @@ class Coordination:
             return []
         self._waiting_for.discard(node)
         if self.stage is Stage.RUNNING and self.assignment.get(node):
-            lost = [Tell("rank_exited", {"rank": rank, "node": node, "exit_code": -9, "reported_by": self.node,
-                                         "is_node_lost": True}, self.attempt) for rank in self.assignment[node]]
+            lost = [
+                Tell(
+                    "rank_exited",
+                    {"rank": rank, "node": node, "exit_code": -9, "reported_by": self.node, "is_node_lost": True},
+                    self.attempt,
+                )
+                for rank in self.assignment[node]
+            ]
             return lost + self._end_attempt(Decision(f"node {node} was lost", self._decide_at(now)), now)
         return self.tick(now)
 
@@ -175,7 +183,7 @@ class Coordination:
             self._waiting_for.discard(node)
         return self.tick(now)
 
-    # Orders and decisions -----------------------------------------------------------------------------------------------
+    # Orders and decisions ---------------------------------------------------------------------------------------------
 
     def order(self, order: Order, now: float) -> list[Effect]:
         """Carry an order out once, or refuse it; either is acknowledged, again if it comes again."""
@@ -203,8 +211,11 @@ class Coordination:
         if attempt != self.attempt or self.stage is not Stage.RUNNING:
             return []
         may_go_on = self.restarts_used < self.limits.max_restarts
-        told = Tell("local_decision", {"action": "restart" if may_go_on else "stop", "exclude": [], "reason": reason,
-                                       "verdict": verdict}, attempt)
+        told = Tell(
+            "local_decision",
+            {"action": "restart" if may_go_on else "stop", "exclude": [], "reason": reason, "verdict": verdict},
+            attempt,
+        )
         return [told, *self._end_attempt(Decision(reason, now, is_local=False, is_final=not may_go_on), now)]
 
     def tick(self, now: float) -> list[Effect]:
@@ -229,12 +240,14 @@ class Coordination:
         """Members without ranks that may be used."""
         return sorted(node for node in self.members if not self.assignment.get(node) and node not in self.excluded)
 
-    # Inside -------------------------------------------------------------------------------------------------------------
+    # Inside -----------------------------------------------------------------------------------------------------------
 
     def _refusal(self, hello: Hello) -> str:
         if (hello.job, hello.run) != (self.job, self.run):
-            return (f"This endpoint belongs to run {self.run} of job {self.job}, not to run {hello.run} of job {hello.job}: "
-                    "choose another --rdzv-endpoint, or --rdzv-id of the run that is to be joined.")
+            return (
+                f"This endpoint belongs to run {self.run} of job {self.job}, not to run {hello.run} of job "
+                f"{hello.job}: choose another --rdzv-endpoint, or --rdzv-id of the run that is to be joined."
+            )
         if hello.key != self.key:
             return "The token differs from the coordinator's: give every supervisor of a run the same --token-file."
         if hello.node in self.members:
@@ -276,8 +289,9 @@ class Coordination:
         self.stage = Stage.STOPPING
         self._decision = decision
         self._waiting_for = {node for node, ranks in self.assignment.items() if ranks and node in self.members}
-        stops: list[Effect] = [Send(node, Stop(attempt=self.attempt, reason=decision.reason))
-                               for node in sorted(self._waiting_for)]
+        stops: list[Effect] = [
+            Send(node, Stop(attempt=self.attempt, reason=decision.reason)) for node in sorted(self._waiting_for)
+        ]
         return stops + self.tick(now)
 
     def _after_attempt(self, now: float) -> list[Effect]:
@@ -288,8 +302,13 @@ class Coordination:
             return self._finish(1, decision.reason + budget)
         effects: list[Effect] = []
         if decision.order is None and decision.is_local:
-            effects.append(Tell("local_decision", {"action": "restart", "exclude": [], "reason": decision.reason,
-                                                   "verdict": None}, self.attempt))
+            effects.append(
+                Tell(
+                    "local_decision",
+                    {"action": "restart", "exclude": [], "reason": decision.reason, "verdict": None},
+                    self.attempt,
+                )
+            )
         effects.append(Tell("attempt_ended", {"outcome": "restarting", "detail": decision.reason}, self.attempt))
         self.excluded |= decision.exclude
         self.restarts_used += 1
@@ -306,8 +325,11 @@ class Coordination:
         if chosen is None:
             self._enough_since = None
             if now - self._gathering_since > self.limits.gather_seconds:
-                return self._finish(1, f"only {len(self.members)} of {self.limits.nodes_min} nodes came within "
-                                       f"{self.limits.gather_seconds:.0f} s")
+                return self._finish(
+                    1,
+                    f"only {len(self.members)} of {self.limits.nodes_min} nodes came within "
+                    f"{self.limits.gather_seconds:.0f} s",
+                )
             return []
         self._enough_since = now if self._enough_since is None else self._enough_since
         is_full = len(self.members) >= self.limits.nodes_max
@@ -343,26 +365,44 @@ class Coordination:
             first += slots
         order, self._opening_order = self._opening_order, None
         resume = committed_step(self.members[node].inventory for node in self.members)
-        opened = Tell("attempt_opened", {
-            "members": [{"node": node, "ranks": ranks} for node, ranks in self.assignment.items()],
-            "standby": self.standby, "resume_step": resume, "world_size": self.world_size,
-            "max_restarts": self.limits.max_restarts, "restarts_used": self.restarts_used,
-            "cause_order": order.id if order else None}, self.attempt)
+        opened = Tell(
+            "attempt_opened",
+            {
+                "members": [{"node": node, "ranks": ranks} for node, ranks in self.assignment.items()],
+                "standby": self.standby,
+                "resume_step": resume,
+                "world_size": self.world_size,
+                "max_restarts": self.limits.max_restarts,
+                "restarts_used": self.restarts_used,
+                "cause_order": order.id if order else None,
+            },
+            self.attempt,
+        )
         return [opened, *(Send(node, self._opening(node, group, resume)) for group, node in enumerate(chosen))]
 
     def _opening(self, node: str, group: int, resume: int | None) -> Open:
         master = self.members[next(iter(self.assignment))]
-        return Open(attempt=self.attempt, ranks=self.assignment[node], world_size=self.world_size, group_rank=group,
-                    group_world_size=len(self.assignment), master_address=master.hello.address,
-                    master_port=master.port_offer, resume_step=resume, restarts_used=self.restarts_used)
+        return Open(
+            attempt=self.attempt,
+            ranks=self.assignment[node],
+            world_size=self.world_size,
+            group_rank=group,
+            group_world_size=len(self.assignment),
+            master_address=master.hello.address,
+            master_port=master.port_offer,
+            resume_step=resume,
+            restarts_used=self.restarts_used,
+        )
 
     def _finish(self, exit_code: int, reason: str) -> list[Effect]:
         self.stage = Stage.FINISHED
         self.exit_code = exit_code
         outcome = "finished" if exit_code == 0 else "failed"
-        return [Tell("attempt_ended", {"outcome": outcome, "detail": reason}, self.attempt),
-                Tell("run_finished", {"outcome": outcome, "exit_code": exit_code}, self.attempt),
-                *(Send(node, Finish(exit_code=exit_code, reason=reason)) for node in self.members)]
+        return [
+            Tell("attempt_ended", {"outcome": outcome, "detail": reason}, self.attempt),
+            Tell("run_finished", {"outcome": outcome, "exit_code": exit_code}, self.attempt),
+            *(Send(node, Finish(exit_code=exit_code, reason=reason)) for node in self.members),
+        ]
 
 
 def committed_step(inventories: Iterable[dict[int, list[tuple[int, int]]]]) -> int | None:

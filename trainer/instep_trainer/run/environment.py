@@ -27,19 +27,32 @@ def rank_environment(options: RunOptions, opening: Open, local_rank: int, superv
     """Return the variables of one rank of one attempt."""
     rank = opening.ranks[local_rank]
     torchrun = {
-        "RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": opening.world_size, "LOCAL_WORLD_SIZE": len(opening.ranks),
-        "GROUP_RANK": opening.group_rank, "GROUP_WORLD_SIZE": opening.group_world_size,
-        "ROLE_RANK": rank, "ROLE_WORLD_SIZE": opening.world_size, "ROLE_NAME": "default",
-        "MASTER_ADDR": opening.master_address, "MASTER_PORT": opening.master_port,
-        "TORCHELASTIC_RESTART_COUNT": opening.restarts_used, "TORCHELASTIC_MAX_RESTARTS": options.max_restarts,
+        "RANK": rank,
+        "LOCAL_RANK": local_rank,
+        "WORLD_SIZE": opening.world_size,
+        "LOCAL_WORLD_SIZE": len(opening.ranks),
+        "GROUP_RANK": opening.group_rank,
+        "GROUP_WORLD_SIZE": opening.group_world_size,
+        "ROLE_RANK": rank,
+        "ROLE_WORLD_SIZE": opening.world_size,
+        "ROLE_NAME": "default",
+        "MASTER_ADDR": opening.master_address,
+        "MASTER_PORT": opening.master_port,
+        "TORCHELASTIC_RESTART_COUNT": opening.restarts_used,
+        "TORCHELASTIC_MAX_RESTARTS": options.max_restarts,
         "TORCHELASTIC_RUN_ID": options.run,
         # Rank 0 hosts the store itself, on a port of this attempt's own, so no key of an attempt before can be met.
         "TORCHELASTIC_USE_AGENT_STORE": False,
     }
     ours = {
-        "INSTEP_JOB": options.job, "INSTEP_RUN": options.run, "INSTEP_ATTEMPT": opening.attempt,
-        "INSTEP_NODE_NAME": options.node, "INSTEP_RECORD_ROOT": options.record_root, "INSTEP_SUPERVISOR_PID": supervisor_pid,
-        "INSTEP_OBSERVE": int(options.is_observed), "INSTEP_DRILLS": int(options.are_drills_allowed),
+        "INSTEP_JOB": options.job,
+        "INSTEP_RUN": options.run,
+        "INSTEP_ATTEMPT": opening.attempt,
+        "INSTEP_NODE_NAME": options.node,
+        "INSTEP_RECORD_ROOT": options.record_root,
+        "INSTEP_SUPERVISOR_PID": supervisor_pid,
+        "INSTEP_OBSERVE": int(options.is_observed),
+        "INSTEP_DRILLS": int(options.are_drills_allowed),
         "INSTEP_RESUME_STEP": "" if opening.resume_step is None else opening.resume_step,
     }
     environment = {name: str(value) for name, value in (torchrun | ours).items()}

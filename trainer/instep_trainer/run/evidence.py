@@ -69,7 +69,8 @@ class NodeRecords:
 
 
 def take_dumps(records: NodeRecords, pids: dict[int, int]) -> list[RankDump]:
-    """Return evidence about every rank of this node: record with its collectives, stacks, whether its Python answers."""
+    """Return evidence about every rank of this node: record with its collectives, stacks, whether its Python
+    answers."""
     fresh = NodeRecords(records.root, records.node, records.run)
     fresh.begin(records.attempt)
     reports = fresh.read(with_collectives=True)

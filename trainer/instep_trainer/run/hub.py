@@ -1,4 +1,5 @@
-"""The coordinator at work: listens for supervisors, feeds their messages to the pure `Coordination`, carries out its effects."""
+"""The coordinator at work: listens for supervisors, feeds their messages to the pure `Coordination`, carries out its
+effects."""
 
 from __future__ import annotations
 
@@ -14,7 +15,17 @@ from instep_agent.wire import RankDump, RankReport
 from instep_trainer.run.coordination import Coordination, Effect, Limits, Order, Send, Stage, TakeDumps, Tell
 from instep_trainer.run.local_watch import LocalWatch
 from instep_trainer.run.messages import (
-    LINE_BYTES_MAX, Alive, Dump, Dumped, Exited, Hello, Observed, Stopped, ToMember, decode_to_coordinator, encode,
+    LINE_BYTES_MAX,
+    Alive,
+    Dump,
+    Dumped,
+    Exited,
+    Hello,
+    Observed,
+    Stopped,
+    ToMember,
+    decode_to_coordinator,
+    encode,
 )
 from instep_trainer.run.options import RunOptions
 from instep_trainer.run.server_link import ServerLink
@@ -32,9 +43,16 @@ class Hub:
 
     def __init__(self, options: RunOptions) -> None:
         self._options = options
-        limits = Limits(nodes_min=options.nodes_min, nodes_max=options.nodes_max, max_restarts=options.max_restarts,
-                        verdict_wait_seconds=options.verdict_wait_seconds, is_server_there=bool(options.server))
-        self.coordination = Coordination(job=options.job, run=options.run, node=options.node, key=options.key, limits=limits)
+        limits = Limits(
+            nodes_min=options.nodes_min,
+            nodes_max=options.nodes_max,
+            max_restarts=options.max_restarts,
+            verdict_wait_seconds=options.verdict_wait_seconds,
+            is_server_there=bool(options.server),
+        )
+        self.coordination = Coordination(
+            job=options.job, run=options.run, node=options.node, key=options.key, limits=limits
+        )
         self._writers: dict[str, asyncio.StreamWriter] = {}
         self._dumps: dict[int, dict[str, list[RankDump] | None]] = {}
         self._watch = LocalWatch()
@@ -47,8 +65,14 @@ class Hub:
         self._server = await asyncio.start_server(self._serve, host, port, limit=LINE_BYTES_MAX, reuse_address=True)
         options = self._options
         if options.server:
-            self._link = ServerLink(url=options.server, token=options.token, job=options.job, run=options.run, node=options.node,
-                                    on_order=self._on_order)
+            self._link = ServerLink(
+                url=options.server,
+                token=options.token,
+                job=options.job,
+                run=options.run,
+                node=options.node,
+                on_order=self._on_order,
+            )
             self._link.open()
         self._keep(asyncio.create_task(self._tick()))
         return int(self._server.sockets[0].getsockname()[1])
@@ -68,7 +92,7 @@ class Hub:
         """The sentence with which the server refused this run; empty while it does not."""
         return self._link.refusal if self._link is not None else ""
 
-    # Messages in --------------------------------------------------------------------------------------------------------
+    # Messages in ------------------------------------------------------------------------------------------------------
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         node = ""
@@ -115,11 +139,16 @@ class Hub:
                 self._dumped(node, message)
 
     def _on_order(self, order: Order) -> None:
-        log.info("order %s from the server: %s attempt %s%s", order.id, order.action, order.attempt,
-                 f", leaving out {', '.join(order.exclude)}" if order.exclude else "")
+        log.info(
+            "order %s from the server: %s attempt %s%s",
+            order.id,
+            order.action,
+            order.attempt,
+            f", leaving out {', '.join(order.exclude)}" if order.exclude else "",
+        )
         self._carry_out(self.coordination.order(order, time.monotonic()))
 
-    # Effects out --------------------------------------------------------------------------------------------------------
+    # Effects out ------------------------------------------------------------------------------------------------------
 
     def _carry_out(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -176,7 +205,7 @@ class Hub:
         self._tell(Tell("dump", {"order": order, "dumps": msgspec.to_builtins(dumps)}, self.coordination.attempt))
         self._carry_out(self.coordination.dumped(order))
 
-    # Time ---------------------------------------------------------------------------------------------------------------
+    # Time -------------------------------------------------------------------------------------------------------------
 
     async def _tick(self) -> None:
         while True:
@@ -185,7 +214,7 @@ class Hub:
             self._carry_out(self.coordination.tick(now))
             try:
                 self._watch_locally(now)
-            except Exception:  # noqa: BLE001  a detector that fails must not take the control plane with it
+            except Exception:
                 log.exception("the hang detector failed; the run goes on without it for now")
 
     def _watch_locally(self, now: float) -> None:
@@ -198,13 +227,18 @@ class Hub:
             self._ask_for_dumps(LOCAL_DUMP)
 
     def _judge_locally(self, dumps: list[RankDump]) -> None:
-        verdict = self._watch.judge(self._options.job, self._options.run, self.coordination.attempt, dumps, time.monotonic())
+        verdict = self._watch.judge(
+            self._options.job, self._options.run, self.coordination.attempt, dumps, time.monotonic()
+        )
         if verdict is None:
             return
         summary, body = verdict
         log.info("%s", summary)
-        self._carry_out(self.coordination.restart_locally(attempt=self.coordination.attempt, reason=summary, verdict=body,
-                                                          now=time.monotonic()))
+        self._carry_out(
+            self.coordination.restart_locally(
+                attempt=self.coordination.attempt, reason=summary, verdict=body, now=time.monotonic()
+            )
+        )
 
     def _notice_kept(self, reports: list[RankReport]) -> None:
         """After a restart, tell when every rank has finished a step of the new attempt."""
@@ -236,7 +270,8 @@ def describe(effect: Tell) -> str:
         case "attempt_opened":
             members = ", ".join(f"{member['node']}: ranks {member['ranks']}" for member in body["members"])
             resume = f", resuming after step {body['resume_step']}" if body["resume_step"] is not None else ""
-            return f"attempt {effect.attempt} opens ({members}; standing by: {', '.join(body['standby']) or 'none'}){resume}"
+            standby = ", ".join(body["standby"]) or "none"
+            return f"attempt {effect.attempt} opens ({members}; standing by: {standby}){resume}"
         case "rank_exited":
             return f"rank {body['rank']} on {body['node']} ended with {body['exit_code']}"
         case "local_decision":

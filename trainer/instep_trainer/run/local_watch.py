@@ -1,4 +1,5 @@
-"""The hang detector inside the control plane, for as long as no server answers: the same functions, the same evidence."""
+"""The hang detector inside the control plane, for as long as no server answers: the same functions, the same
+evidence."""
 
 from __future__ import annotations
 
@@ -49,7 +50,9 @@ class LocalWatch:
         stall = self._stall(self._state(job, run, attempt, [], now))
         return stall is not None and stall.certainty is Certainty.CONFIRMED
 
-    def judge(self, job: str, run: str, attempt: int, dumps: list[RankDump], now: float) -> tuple[str, dict[str, Any]] | None:
+    def judge(
+        self, job: str, run: str, attempt: int, dumps: list[RankDump], now: float
+    ) -> tuple[str, dict[str, Any]] | None:
         """Return the summary and the verdict as JSON, or None when the stall is over or not certain enough to act."""
         state = self._state(job, run, attempt, dumps, now)
         stall = self._stall(state)
@@ -64,6 +67,15 @@ class LocalWatch:
         return detect_stall(state, self._settings)
 
     def _state(self, job: str, run: str, attempt: int, dumps: list[RankDump], now: float) -> JobState:
-        aged = [(report, now - at) for report, at in self._reports.values() if report.run == run and report.attempt == attempt]
-        return job_state(aged, dumps={dump.report.rank: dump for dump in dumps}, exits={},
-                         step_seconds=step_seconds(self._steps), facts=())
+        aged = [
+            (report, now - at)
+            for report, at in self._reports.values()
+            if report.run == run and report.attempt == attempt
+        ]
+        return job_state(
+            aged,
+            dumps={dump.report.rank: dump for dump in dumps},
+            exits={},
+            step_seconds=step_seconds(self._steps),
+            facts=(),
+        )

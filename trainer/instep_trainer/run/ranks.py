@@ -17,7 +17,8 @@ from instep_trainer.errors import CannotRun
 from instep_trainer.run.zygote import MESSAGE_BYTES_MAX, Task
 
 ZYGOTE_READY_SECONDS_MAX = 180.0
-"""A first `import torch` on a loaded node with a cold page cache took up to 22 s with 32 beside it; this is far beyond."""
+"""A first `import torch` on a loaded node with a cold page cache took up to 22 s with 32 beside it; this is far
+beyond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,9 @@ class RankProcesses:
         mode = "preload" if self._is_preloaded else "exec"
         self._zygote = subprocess.Popen(
             [sys.executable, "-m", "instep_trainer.run.zygote", str(theirs.fileno()), mode],
-            pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=self._environment,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env=self._environment,
         )
         theirs.close()
         self._ready = loop.create_future()
@@ -60,8 +63,10 @@ class RankProcesses:
         try:
             await asyncio.wait_for(self._ready, ZYGOTE_READY_SECONDS_MAX)
         except TimeoutError as error:
-            raise CannotRun(f"The process that starts ranks was not ready within {ZYGOTE_READY_SECONDS_MAX:.0f} s: "
-                            "is `import torch` possible on this node?") from error
+            raise CannotRun(
+                f"The process that starts ranks was not ready within {ZYGOTE_READY_SECONDS_MAX:.0f} s: "
+                "is `import torch` possible on this node?"
+            ) from error
 
     async def start(self, attempt: int, rank: int, task: Task) -> int:
         """Start one rank and return its pid."""
@@ -76,7 +81,8 @@ class RankProcesses:
         return {rank: pid for pid, (_attempt, rank) in self._alive.items()}
 
     async def stop(self, grace_seconds: float) -> None:
-        """End every rank: SIGTERM, and SIGKILL after the grace. A stopped process gets SIGKILL at once, it cannot answer."""
+        """End every rank: SIGTERM, and SIGKILL after the grace. A stopped process gets SIGKILL at once, it cannot
+        answer."""
         self._signal_all(signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._all_gone.wait(), grace_seconds)
@@ -136,8 +142,11 @@ class RankProcesses:
         asyncio.get_running_loop().remove_reader(self._socket.fileno())
         code = self._zygote.wait()
         if self._ready is not None and not self._ready.done():
-            self._ready.set_exception(CannotRun(
-                f"The process that starts ranks ended with status {code} before it was ready: see its output above."))
+            self._ready.set_exception(
+                CannotRun(
+                    f"The process that starts ranks ended with status {code} before it was ready: see its output above."
+                )
+            )
         for pid in list(self._alive):  # its death took the ranks along (parent-death signal)
             self._ended(pid, -int(signal.SIGKILL))
 

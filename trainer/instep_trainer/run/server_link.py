@@ -33,7 +33,9 @@ HEARTBEAT_SECONDS = 2.0
 class ServerLink:
     """Delivers reports and fetches orders for one run."""
 
-    def __init__(self, *, url: str, token: str, job: str, run: str, node: str, on_order: Callable[[Order], None]) -> None:
+    def __init__(
+        self, *, url: str, token: str, job: str, run: str, node: str, on_order: Callable[[Order], None]
+    ) -> None:
         self._url = urllib.parse.urlsplit(url)
         self._token = token
         self._identity = {"job": job, "run": run, "node": node}
@@ -50,7 +52,11 @@ class ServerLink:
 
     def open(self) -> None:
         """Begin to deliver and to poll."""
-        self._tasks = [asyncio.create_task(self._deliver()), asyncio.create_task(self._poll()), asyncio.create_task(self._beat())]
+        self._tasks = [
+            asyncio.create_task(self._deliver()),
+            asyncio.create_task(self._poll()),
+            asyncio.create_task(self._beat()),
+        ]
 
     def tell(self, kind: str, body: dict[str, Any], attempt: int) -> None:
         """Queue one report."""
@@ -98,7 +104,9 @@ class ServerLink:
                 await self._wake.wait()
             report = self._waiting[0]
             try:
-                status, answer = await in_daemon_thread(self._request, "POST", "/control/v1/reports", report, REQUEST_SECONDS_MAX)
+                status, answer = await in_daemon_thread(
+                    self._request, "POST", "/control/v1/reports", report, REQUEST_SECONDS_MAX
+                )
             except (OSError, http.client.HTTPException, ValueError) as error:
                 log.debug("the server did not answer: %s", error)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))
@@ -121,7 +129,9 @@ class ServerLink:
         while True:
             query = urllib.parse.urlencode({"run": self._identity["run"], "after": after, "wait_seconds": POLL_SECONDS})
             try:
-                status, answer = await in_daemon_thread(self._request, "GET", f"/control/v1/orders?{query}", None, POLL_SECONDS + 5)
+                status, answer = await in_daemon_thread(
+                    self._request, "GET", f"/control/v1/orders?{query}", None, POLL_SECONDS + 5
+                )
             except (OSError, http.client.HTTPException, ValueError) as error:
                 log.debug("no orders: %s", error)
                 await asyncio.sleep(RETRY_SECONDS_MAX * random.uniform(0.2, 0.6))
@@ -132,11 +142,21 @@ class ServerLink:
             self.answered_at = time.monotonic()
             for row in answer.get("orders", []):
                 after = max(after, int(row["id"]))
-                self._on_order(Order(id=int(row["id"]), run=row["run"], attempt=int(row["attempt"]), action=row["action"],
-                                     exclude=tuple(row.get("exclude", ())), reason=row.get("reason", ""),
-                                     incident=str(row.get("incident") or "")))
+                self._on_order(
+                    Order(
+                        id=int(row["id"]),
+                        run=row["run"],
+                        attempt=int(row["attempt"]),
+                        action=row["action"],
+                        exclude=tuple(row.get("exclude", ())),
+                        reason=row.get("reason", ""),
+                        incident=str(row.get("incident") or ""),
+                    )
+                )
 
-    def _request(self, method: str, path: str, body: dict[str, Any] | None, timeout_seconds: float) -> tuple[int, dict[str, Any]]:
+    def _request(
+        self, method: str, path: str, body: dict[str, Any] | None, timeout_seconds: float
+    ) -> tuple[int, dict[str, Any]]:
         kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
         connection = kind(self._url.hostname or "", self._url.port, timeout=timeout_seconds)
         try:

@@ -1,4 +1,5 @@
-"""One supervisor: this node's ranks, its place in the run's control plane, and, where it can listen, the coordinator itself."""
+"""One supervisor: this node's ranks, its place in the run's control plane, and, where it can listen, the coordinator
+itself."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import shutil
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from instep_trainer.checkpoint.slots import inventory as read_inventory
@@ -21,8 +23,23 @@ from instep_trainer.run.environment import base_environment, rank_environment
 from instep_trainer.run.evidence import NodeRecords, take_dumps
 from instep_trainer.run.hub import Hub
 from instep_trainer.run.messages import (
-    LINE_BYTES_MAX, Alive, Dump, Dumped, Exited, Finish, Hello, Observed, Open, Refused, Stop, Stopped, ToCoordinator, ToMember,
-    Welcome, decode_to_member, encode,
+    LINE_BYTES_MAX,
+    Alive,
+    Dump,
+    Dumped,
+    Exited,
+    Finish,
+    Hello,
+    Observed,
+    Open,
+    Refused,
+    Stop,
+    Stopped,
+    ToCoordinator,
+    ToMember,
+    Welcome,
+    decode_to_member,
+    encode,
 )
 from instep_trainer.run.options import RunOptions
 from instep_trainer.run.ranks import RankExit, RankProcesses
@@ -40,7 +57,9 @@ class Supervisor:
 
     def __init__(self, options: RunOptions) -> None:
         self._options = options
-        self._ranks = RankProcesses(is_preloaded=options.is_preloaded, environment=base_environment(options), on_exit=self._on_exit)
+        self._ranks = RankProcesses(
+            is_preloaded=options.is_preloaded, environment=base_environment(options), on_exit=self._on_exit
+        )
         self._records = NodeRecords(options.record_root, options.node, options.run)
         self._hub: Hub | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -63,7 +82,7 @@ class Supervisor:
                     await self._hub.close()
                 self._tidy_up()
 
-    # Taking part --------------------------------------------------------------------------------------------------------
+    # Taking part ------------------------------------------------------------------------------------------------------
 
     async def _take_part(self) -> int:
         endpoint = self._options.endpoint
@@ -77,25 +96,37 @@ class Supervisor:
             except (OSError, asyncio.IncompleteReadError) as error:
                 lost_at = lost_at or time.monotonic()
                 if time.monotonic() - lost_at > self._options.rejoin_seconds:
-                    raise CannotRun(f"No coordinator answered at {endpoint[0]}:{endpoint[1]} for {self._options.rejoin_seconds:.0f} s "
-                                    f"({error}): is a supervisor of run {self._options.run} running there?") from error
+                    raise CannotRun(
+                        f"No coordinator answered at {endpoint[0]}:{endpoint[1]} for "
+                        f"{self._options.rejoin_seconds:.0f} s ({error}): is a supervisor of run "
+                        f"{self._options.run} running there?"
+                    ) from error
                 await asyncio.sleep(RECONNECT_SECONDS)
             if self._ended is None:
                 await self._stop_ranks(self._attempt)
         return 130 if self._ended is None else self._ended.exit_code
 
     async def _try_to_host(self, endpoint: tuple[str, int]) -> tuple[str, int]:
-        """Be the coordinator where the endpoint is ours and free; else somebody else is, or something foreign listens there."""
+        """Be the coordinator where the endpoint is ours and free; else somebody else is, or something foreign listens
+        there."""
         hub = Hub(self._options)
         try:
             port = await hub.open(*endpoint)
         except OSError as error:
             if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
-                raise CannotRun(f"Cannot listen on {endpoint[0]}:{endpoint[1]} ({error.strerror}): choose another --rdzv-endpoint.") from error
+                raise CannotRun(
+                    f"Cannot listen on {endpoint[0]}:{endpoint[1]} ({error.strerror}): choose another --rdzv-endpoint."
+                ) from error
             return endpoint
         self._hub = hub
-        log.info("supervisor of %s coordinates run %s of job %s at %s:%s", self._options.node, self._options.run, self._options.job,
-                 endpoint[0], port)
+        log.info(
+            "supervisor of %s coordinates run %s of job %s at %s:%s",
+            self._options.node,
+            self._options.run,
+            self._options.job,
+            endpoint[0],
+            port,
+        )
         return endpoint[0], port
 
     async def _be_member(self, host: str, port: int) -> None:
@@ -120,8 +151,10 @@ class Supervisor:
             line = await asyncio.wait_for(reader.readline(), WELCOME_SECONDS_MAX)
             answer = decode_to_member(line) if line else None
         except (TimeoutError, ValueError) as error:
-            raise CannotRun(f"Port {port} on {host} is in use by something that is not an Instep coordinator: "
-                            "choose another --rdzv-endpoint.") from error
+            raise CannotRun(
+                f"Port {port} on {host} is in use by something that is not an Instep coordinator: "
+                "choose another --rdzv-endpoint."
+            ) from error
         if isinstance(answer, Refused):
             raise RunRefused(answer.reason)
         if not isinstance(answer, Welcome):
@@ -129,9 +162,18 @@ class Supervisor:
 
     def _hello(self) -> Hello:
         options = self._options
-        return Hello(job=options.job, run=options.run, node=options.node, slots=options.slots, node_rank=options.node_rank,
-                     attempt_known=self._attempt, address=options.address, port_offer=_free_port(options.address),
-                     inventory=read_inventory(options.folder / "checkpoint"), key=options.key)
+        return Hello(
+            job=options.job,
+            run=options.run,
+            node=options.node,
+            slots=options.slots,
+            node_rank=options.node_rank,
+            attempt_known=self._attempt,
+            address=options.address,
+            port_offer=_free_port(options.address),
+            inventory=read_inventory(options.folder / "checkpoint"),
+            key=options.key,
+        )
 
     async def _obey(self, message: ToMember) -> None:
         match message:
@@ -147,7 +189,7 @@ class Supervisor:
                 if message.exit_code:
                     log.error("the run failed: %s", message.reason)
 
-    # Ranks --------------------------------------------------------------------------------------------------------------
+    # Ranks ------------------------------------------------------------------------------------------------------------
 
     async def _start_ranks(self, opening: Open) -> None:
         self._attempt, self._stopping = opening.attempt, False
@@ -201,7 +243,7 @@ class Supervisor:
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(encode(message))
 
-    # Ending -------------------------------------------------------------------------------------------------------------
+    # Ending -----------------------------------------------------------------------------------------------------------
 
     def _on_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -214,27 +256,32 @@ class Supervisor:
         writer.close()
 
     def _tidy_up(self) -> None:
-        """A run that finished leaves nothing in shared memory; one that did not leaves what the next `instep run` resumes from."""
+        """A run that finished leaves nothing in shared memory; one that did not leaves what the next `instep run`
+        resumes from."""
         if self._ended is not None and self._ended.exit_code == 0 and not self._options.keeps_records:
             shutil.rmtree(self._options.folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _job_lock(options: RunOptions):  # type: ignore[no-untyped-def]
+def _job_lock(options: RunOptions) -> Iterator[None]:
     """Hold the job's name on this node: another run under it is refused while this one lives."""
     node_folder = options.record_root / options.node
     try:
         node_folder.mkdir(parents=True, exist_ok=True)
         lock = open(node_folder / f".{options.job}.lock", "a+")  # noqa: SIM115, PTH123  held for the whole run
     except OSError as error:
-        raise CannotRun(f"Cannot write {node_folder} ({error.strerror}): give a writable --record-root in shared memory.") from error
+        raise CannotRun(
+            f"Cannot write {node_folder} ({error.strerror}): give a writable --record-root in shared memory."
+        ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         lock.seek(0)
         holder = lock.read().strip() or "another run"
-        raise RunRefused(f"Job {options.job} already runs on {options.node} as {holder}: wait for it, end it, "
-                         "or give this one another --job.") from error
+        raise RunRefused(
+            f"Job {options.job} already runs on {options.node} as {holder}: wait for it, end it, "
+            "or give this one another --job."
+        ) from error
     try:
         lock.truncate(0)
         lock.write(f"run {options.run} (supervisor pid {os.getpid()})\n")
@@ -248,7 +295,9 @@ def _prepare_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CannotRun(f"Cannot write {folder} ({error.strerror}): give a writable --record-root in shared memory.") from error
+        raise CannotRun(
+            f"Cannot write {folder} ({error.strerror}): give a writable --record-root in shared memory."
+        ) from error
 
 
 def _highest_attempt(folder: Path) -> int:

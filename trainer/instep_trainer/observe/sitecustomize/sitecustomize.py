@@ -1,4 +1,5 @@
-"""First on a rank's path, so Python imports it at start: begins the rank's record, then hands on to the sitecustomize behind it."""
+"""First on a rank's path, so Python imports it at start: begins the rank's record, then hands on to the sitecustomize
+behind it."""
 
 import importlib.util
 import os
