@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from instep_agent.wire import CollectiveEntry, GroupReport, RankReport, StepReport, ThreadStack
 
+from instep_diagnosis.flight_recorder import LastEntry
+
 
 @dataclass(frozen=True, slots=True)
 class RankState:
@@ -28,6 +30,8 @@ class RankState:
     """Since its exit was noticed, where that is known."""
     missing: tuple[str, ...] = ()
     """One sentence for each piece of evidence that was asked for and could not be had."""
+    recorder: tuple[LastEntry, ...] = ()
+    """The newest collective of each group in torch's own flight recorder, where it answered."""
 
     @property
     def rank(self) -> int:

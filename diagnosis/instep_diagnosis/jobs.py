@@ -10,6 +10,7 @@ from instep_agent.wire import RankDump, RankReport, StepReport
 from msgspec.structs import replace
 
 from instep_diagnosis.evidence import JobState, NodeFact, RankState
+from instep_diagnosis.flight_recorder import last_entries
 
 STEPS_REMEMBERED_MAX = 64
 """Steps in a job's distribution of step times: long enough for a 95th percentile, short enough to follow a change."""
@@ -117,7 +118,14 @@ def _with_dump(state: RankState | None, dump: RankDump, age_seconds: float) -> R
         fresh = _aged_state(_filled(dump.report, state), age_seconds)
     else:
         fresh = state
-    return replace_field(fresh, stacks=dump.stacks, answers=dump.answers, is_dumped=True, missing=dump.missing)
+    return replace_field(
+        fresh,
+        stacks=dump.stacks,
+        answers=dump.answers,
+        is_dumped=True,
+        missing=dump.missing,
+        recorder=last_entries(dump.flight_recorder),
+    )
 
 
 def _filled(report: RankReport, older: RankState | None) -> RankReport:

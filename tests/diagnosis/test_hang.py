@@ -1,5 +1,6 @@
 """Who keeps a stalled job waiting: every fault class names the right rank, and its healthy twin names nobody."""
 
+import msgspec
 import pytest
 from instep_diagnosis.detectors.hang import localise_hang
 from instep_diagnosis.detectors.stall import HangSettings, detect_stall
@@ -264,3 +265,28 @@ def test_the_last_collective_of_a_rank_that_has_sent_since_is_in_its_ring():
     job.in_groups(2, group(9, done=9, op="send"))
     job.called(2, (509, "all_reduce", 4096), (510, "all_reduce", 4096), (9, "send", 64))
     assert [suspect.rank for suspect in verdict_of(job).suspects] == [2]
+
+
+def test_the_flight_recorder_is_a_second_witness():
+    job = Scenario().waits(0, 1, 3).sits(2, phase="forward").dumped(2, *USER_STACK).dumped(0, ("wait", "x.py", 1))
+    for rank, seq in ((0, 511), (2, 510)):
+        text = (
+            f'{{"entries": [{{"collective_seq_id": {seq}, "profiling_name": "gloo:all_reduce", '
+            f'"process_group": ["0", "default"]}}]}}'
+        )
+        job.dumps[rank] = msgspec.structs.replace(job.dumps[rank], flight_recorder=text)
+    lines = [item.text for item in verdict_of(job).evidence if item.source == "flight-recorder"]
+    assert lines == [
+        "Rank 2's flight recorder ends with all_reduce seq 510 of group default, rank 0's with all_reduce seq 511."
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "no json", "[]", '{"entries": 3}', '{"entries": [{"process_group": 1}]}', "{" * 5000]
+)
+def test_a_damaged_flight_recorder_says_nothing(text):
+    job = Scenario().waits(0, 1, 3).sits(2, phase="forward").dumped(2, *USER_STACK)
+    job.dumps[2] = msgspec.structs.replace(job.dumps[2], flight_recorder=text)
+    verdict = verdict_of(job)
+    assert [suspect.rank for suspect in verdict.suspects] == [2]
+    assert not any(item.source == "flight-recorder" for item in verdict.evidence)

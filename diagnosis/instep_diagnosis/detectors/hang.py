@@ -56,7 +56,7 @@ def localise_hang(job: JobState, stall: Stall, settings: HangSettings | None = N
     graph = wait_graph(job, report_age_seconds_max=settings.report_age_seconds_max)
     states = {state.rank: state for state in job.ranks if state.rank in graph.known}
     case = _Case(job, stall, graph, states)
-    return join_facts(_judge(case), job, fact_window_seconds=settings.fact_window_seconds)
+    return join_facts(_with_recorder(case, _judge(case)), job, fact_window_seconds=settings.fact_window_seconds)
 
 
 def _judge(case: _Case) -> Verdict:
@@ -75,6 +75,26 @@ def _judge(case: _Case) -> Verdict:
     if case.stall.reason is StallReason.SYMMETRIC and case.graph.complete():
         return _symmetric(case)
     return _unknown(case)
+
+
+def _with_recorder(case: _Case, verdict: Verdict) -> Verdict:
+    """Add what torch's own flight recorder says of the verdict's group, as a second witness beside the record."""
+    if not verdict.seq or not verdict.group:
+        return verdict
+    group = verdict.group.partition(" (")[0]
+    seen = {rank: entry for rank, state in case.states.items() for entry in state.recorder if entry.group == group}
+    ahead = max((rank for rank in seen if rank in verdict.waiting_ranks), key=lambda r: seen[r].seq, default=None)
+    lines = []
+    for suspect in verdict.suspects[:WAITS_SHOWN_MAX]:
+        if suspect.rank not in seen or ahead is None or suspect.rank == ahead:
+            continue
+        own, other = seen[suspect.rank], seen[ahead]
+        text = (
+            f"Rank {suspect.rank}'s flight recorder ends with {own.op} seq {own.seq} of group {group}, "
+            f"rank {ahead}'s with {other.op} seq {other.seq}."
+        )
+        lines.append(Evidence(text, suspect.node, suspect.rank, "flight-recorder", fields={"seq": own.seq}))
+    return replace(verdict, evidence=(*verdict.evidence, *lines))
 
 
 def _beside(case: _Case, rank: int) -> tuple[Wait, ...]:
