@@ -30,7 +30,8 @@ def main(arguments: Sequence[str]) -> int:
         print(f"instep demo: --data {parsed.data} is missing or empty: give a folder of text files.", file=sys.stderr)
         return 2
     seed = parsed.seed if parsed.seed is not None else random.SystemRandom().randrange(10_000)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     try:
         return _demo(seed, parsed)
     except ClusterError as error:

@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from instep.main import DIE_WITH_PARENT
+
 MARK = "INSTEP_DEMO"
 END_SECONDS_MAX = 10.0
 
@@ -42,7 +44,7 @@ class Processes:
                 stdout=output if output is not None else file,
                 stderr=file,
                 start_new_session=True,
-                env=self._environment | variables,
+                env=self._environment | {DIE_WITH_PARENT: str(os.getpid())} | variables,
             )
         started = Started(name, process, log)
         self._started.append(started)
@@ -54,6 +56,13 @@ class Processes:
         code = started.process.wait(timeout=60)
         if code:
             raise subprocess.CalledProcessError(code, arguments, stderr=tail(started.log))
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to the newest process of that name, and wait for its end when it is SIGKILL."""
+        process = next(started.process for started in reversed(self._started) if started.name == name)
+        process.send_signal(number)
+        if number == signal.SIGKILL:
+            process.wait(END_SECONDS_MAX)
 
     def end(self, *names: str) -> None:
         """End the named ones, or all: SIGTERM, then SIGKILL."""
