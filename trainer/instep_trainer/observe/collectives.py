@@ -78,25 +78,29 @@ class CollectiveObserver:
             self._wait = None
 
     def forget_groups(self) -> None:
-        """Process groups were destroyed: their numbers may be used again."""
+        """Process groups are destroyed: their numbers may be used again, and nothing of theirs may be held."""
+        self._recorder.forget_works()
         self._groups.clear()
+        self._pairs.clear()
 
     def _kernel(self, operator: Any, op: Op) -> Callable[..., Any]:
         place = _group_place(operator)
-        recorder, hand_on, device_key, unbox_work = (
-            self._recorder,
-            adapter.hand_on,
-            adapter.device_key,
-            adapter.unbox_work,
-        )
+        recorder, hand_on, device_key = self._recorder, adapter.hand_on, adapter.device_key
+        unbox_work, is_capturing = adapter.unbox_work, adapter.is_capturing
         slot_of = self._pair_slot if op in POINT_TO_POINT else self._slot
+        is_blocking = op is Op.monitored_barrier
 
         def observe(keyset: Any, *arguments: Any) -> Any:
+            if is_capturing():  # recorded into a CUDA graph, not called
+                return hand_on(operator, device_key(keyset), arguments)
             group, counter = slot_of(op, arguments, place)
             counter[0] += 1
             token = recorder.entered(group, counter[0], op, _payload_bytes(arguments[0]))
             result = hand_on(operator, device_key(keyset), arguments)
-            recorder.handed_on(token, unbox_work(result))
+            if is_blocking:
+                recorder.completed(token)
+            else:
+                recorder.handed_on(token, unbox_work(result))
             return result
 
         return observe
@@ -130,6 +134,8 @@ class CollectiveObserver:
         recorder = self._recorder
 
         def wait(work: Any, *arguments: Any, **options: Any) -> Any:
+            if adapter.is_capturing():
+                return original(work, *arguments, **options)
             began_ns, began_starved_ns = time.monotonic_ns(), recorder.starved_ns()
             try:
                 return original(work, *arguments, **options)

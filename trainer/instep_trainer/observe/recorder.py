@@ -105,14 +105,22 @@ class RankRecorder:
         return self._writer.enter(group, seq, op, payload_bytes)
 
     def handed_on(self, token: int, work: Any) -> None:
-        """The call came back; its work object, if there is one, will tell when it is done."""
-        if work is None:
-            self._writer.returned_completed(token)
-            return
+        """The call came back; its work object, if there is one, will tell when it is done (one in a batch has none)."""
         self._writer.returned(token)
+        if work is None:
+            return
         self._works.append((token, work))
         if len(self._works) > WORKS_POLLED_MAX:
             self._works.pop(0)
+
+    def completed(self, token: int) -> None:
+        """The call came back, and blocks until it is done."""
+        self._writer.returned_completed(token)
+
+    def forget_works(self) -> None:
+        """Let go of every work object; those not seen complete stay not observed."""
+        self._poll(_now())
+        self._works = []
 
     def waited(self, began_ns: int, began_starved_ns: int) -> None:
         """The script was blocked on a work object from `began_ns` until now."""

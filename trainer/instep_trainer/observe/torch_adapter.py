@@ -69,6 +69,12 @@ def unbox_work(result: Any) -> Any:
     return distributed_c10d.Work.unbox(boxed)
 
 
+def is_capturing() -> bool:
+    """Whether a CUDA graph is being captured: asking a work object then would spoil the capture."""
+    is_there = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+    return is_there and torch.cuda.is_current_stream_capturing()
+
+
 def group_members(group: Any) -> tuple[int, ...]:
     """Return the group's global ranks in group order."""
     return tuple(distributed_c10d.get_process_group_ranks(group))
