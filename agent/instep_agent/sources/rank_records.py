@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from instep_agent.errors import Absent, RankRecordError
+from instep_agent.folders import ENTRIES_MAX, FOLDER_FLAGS, Folder, inode, names, newest_names
 from instep_agent.node import Node
 from instep_agent.rank_record.reader import RecordReader
 from instep_agent.rank_record.report import STALLED_AFTER_SECONDS, report
 from instep_agent.wire import RankReport, Sample
 
 RUNS_MAX = 64
-ATTEMPTS_MAX = 4096
 RANKS_MAX = 256
 GONE_REPORTED_SECONDS = 120.0
 """So long after its last sign of life a rank whose process is gone is still reported."""
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class _Place(NamedTuple):
@@ -100,7 +98,7 @@ class RankRecords:
     def _discover(self, node: Node) -> None:
         root = node.record_root / node.name
         try:
-            descriptor = os.open(root, _FOLDER)
+            descriptor = os.open(root, FOLDER_FLAGS)
         except OSError as error:
             self.close()
             raise Absent(f"{root} does not exist: no rank has written a record on this node.") from error
@@ -115,15 +113,15 @@ class RankRecords:
 
     def _walk(self, root: int, node: Node) -> Iterator[_Place]:
         """Yield the place of every sound record, and open those that are new."""
-        for run in _newest_names(root, RUNS_MAX):
-            with _Folder(run, root) as run_folder:
-                attempts = [name for name in _names(run_folder, ATTEMPTS_MAX) if name.isdecimal()]
+        for run in newest_names(root, RUNS_MAX):
+            with Folder(run, root) as run_folder:
+                attempts = [name for name in names(run_folder, ENTRIES_MAX) if name.isdecimal()]
                 if not attempts:
                     continue
                 newest = max(attempts, key=int)
-                with _Folder(newest, run_folder) as folder:
-                    for rank in sorted(filter(str.isdecimal, _names(folder, RANKS_MAX))):
-                        place = _Place(run, int(newest), int(rank), _inode(rank, folder))
+                with Folder(newest, run_folder) as folder:
+                    for rank in sorted(filter(str.isdecimal, names(folder, RANKS_MAX))):
+                        place = _Place(run, int(newest), int(rank), inode(rank, folder))
                         if self._is_open(place, rank, folder):
                             yield place
 
@@ -136,45 +134,3 @@ class RankRecords:
             self._invalid += 1
             return False
         return True
-
-
-class _Folder:
-    """A folder beneath another one, opened without following a link; an unreadable one is as if empty."""
-
-    def __init__(self, name: str, dir_fd: int) -> None:
-        self._name, self._dir_fd, self._descriptor = name, dir_fd, -1
-
-    def __enter__(self) -> int:
-        try:
-            self._descriptor = os.open(self._name, _FOLDER, dir_fd=self._dir_fd)
-        except OSError:
-            self._descriptor = -1
-        return self._descriptor
-
-    def __exit__(self, *_: object) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-
-
-def _names(folder: int, limit: int) -> list[str]:
-    if folder < 0:
-        return []
-    with os.scandir(folder) as entries:
-        return [entry.name for entry, _ in zip(entries, range(limit), strict=False)]
-
-
-def _newest_names(folder: int, limit: int) -> list[str]:
-    """Give the names most recently changed: on a node with too many runs the old ones are left out."""
-    dated = []
-    with os.scandir(folder) as entries:
-        for entry, _ in zip(entries, range(ATTEMPTS_MAX), strict=False):
-            with contextlib.suppress(OSError):  # it was removed meanwhile
-                dated.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
-    return [name for _, name in sorted(dated, reverse=True)[:limit]]
-
-
-def _inode(name: str, folder: int) -> int:
-    try:
-        return os.stat(name, dir_fd=folder, follow_symlinks=False).st_ino
-    except OSError:
-        return 0

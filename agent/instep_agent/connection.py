@@ -1,0 +1,153 @@
+"""One kept-alive HTTP connection from the agent to the server; agents only ever connect outwards."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import msgspec
+
+from instep_agent.errors import ConfigurationInvalid, ServerUnreachable, TokenRefused
+
+REQUEST_TIMEOUT_SECONDS = 5.0
+BACKOFF_SECONDS_MIN = 0.1
+BACKOFF_SECONDS_MAX = 5.0
+ANSWER_BYTES_MAX = 65_536
+MSGPACK, JSON = "application/msgpack", "application/json"
+_COME_AGAIN = (404, 408, 425, 426, 429)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the server said."""
+
+    status: int
+    body: bytes
+
+    @property
+    def detail(self) -> str:
+        """The server's sentence, if it sent one."""
+        try:
+            said = msgspec.json.decode(self.body)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return "no explanation"
+        return str(said.get("detail", "no explanation"))[:300] if isinstance(said, dict) else "no explanation"
+
+
+class Connection:
+    """Opened when needed. One thread exchanges; any may `interrupt`."""
+
+    def __init__(
+        self,
+        url: str,
+        token: Callable[[], str],
+        *,
+        meanwhile: str,
+        timeout_seconds: float = REQUEST_TIMEOUT_SECONDS,
+    ) -> None:
+        """`meanwhile` ends the sentence about a server that does not answer.
+
+        Raise ConfigurationInvalid unless `url` is http:// or https:// with a host.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigurationInvalid(f"The server URL {url!r} is not one: use http://HOST:PORT or https://HOST:PORT.")
+        self._url = url
+        self._host, self._port = parts.hostname, parts.port
+        self._is_tls = parts.scheme == "https"
+        self._prefix = parts.path.rstrip("/")
+        self._token = token
+        self._meanwhile = meanwhile
+        self._timeout_seconds = timeout_seconds
+        self._http: http.client.HTTPConnection | None = None
+        self._is_interrupted = False
+        self.answers = 0
+        """Answers of the server so far, of whatever kind."""
+
+    def get(self, path: str) -> Answer:
+        """Ask; raises as `post` does."""
+        return self._checked("GET", path, None, "")
+
+    def post(self, path: str, body: bytes, content_type: str = MSGPACK) -> Answer:
+        """Give an answer that says something about the body.
+
+        Raise TokenRefused on 401, ServerUnreachable on no answer and on one that asks to come again.
+        """
+        return self._checked("POST", path, body, content_type)
+
+    def interrupt(self) -> None:
+        """Break an exchange that is going on in another thread, and let none begin; closing is that thread's part."""
+        self._is_interrupted = True
+        connection = self._http
+        sock = connection.sock if connection is not None else None
+        if sock is not None:
+            with contextlib.suppress(OSError):  # it may be disconnected already
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close; the next request opens it again, unless it was interrupted."""
+        connection, self._http = self._http, None
+        if connection is not None:
+            connection.close()
+
+    def _checked(self, method: str, path: str, body: bytes | None, content_type: str) -> Answer:
+        answer = self._exchange(method, path, body, content_type)
+        self.answers += 1
+        status, detail = answer.status, answer.detail
+        if status == 401:
+            raise TokenRefused(
+                f"The server at {self._url} does not accept the agent's token ({detail}): give the right "
+                "one with --token-file or INSTEP_TOKEN."
+            )
+        if status in _COME_AGAIN or status >= 500 or 300 <= status < 400:
+            raise ServerUnreachable(
+                f"The server at {self._url} cannot take this now ({status}: {detail}); {self._meanwhile}."
+            )
+        return answer
+
+    def _exchange(self, method: str, path: str, body: bytes | None, content_type: str) -> Answer:
+        """The server may have closed a kept connection meanwhile, so one that was used before gets a second try."""
+        if self._is_interrupted:
+            raise ServerUnreachable("The connection to the server is being closed.")
+        for is_last in [True] if self._http is None else [False, True]:
+            connection = self._http = self._http or self._new()
+            headers = {"Authorization": f"Bearer {self._token()}"}
+            try:
+                connection.request(
+                    method,
+                    self._prefix + path,
+                    body,
+                    headers | ({"Content-Type": content_type} if content_type else {}),
+                )
+                response = connection.getresponse()
+                return Answer(response.status, response.read(ANSWER_BYTES_MAX))
+            except (OSError, http.client.HTTPException) as error:
+                self.close()
+                if is_last or self._is_interrupted:
+                    raise ServerUnreachable(
+                        f"The server at {self._url} does not answer ({error}); {self._meanwhile}."
+                    ) from error
+        raise AssertionError("the last try returns or raises")
+
+    def _new(self) -> http.client.HTTPConnection:
+        if self._is_tls:
+            return http.client.HTTPSConnection(
+                self._host, self._port, timeout=self._timeout_seconds, context=ssl.create_default_context()
+            )
+        return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_seconds)
+
+
+def backoff_seconds(failures: int, unit: float) -> float:
+    """Give the wait after so many failures in a row: doubling up to a limit, spread by `unit` (0 to 1) over its upper
+    half.
+
+    >>> backoff_seconds(1, 1.0), backoff_seconds(3, 0.0), backoff_seconds(99, 1.0)
+    (0.1, 0.2, 5.0)
+    """
+    whole = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS_MIN * 2.0 ** min(failures - 1, 16))
+    return whole * (0.5 + unit / 2)
