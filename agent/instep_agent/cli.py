@@ -21,7 +21,9 @@ import msgspec
 from instep_agent.config import AgentConfig, load_config
 from instep_agent.errors import AgentError, ConfigurationInvalid
 from instep_agent.exposition import Exposition
+from instep_agent.keeping import Sweeper
 from instep_agent.node import Node
+from instep_agent.orders import OrderKeeper
 from instep_agent.runner import Runner
 from instep_agent.sources import all_sources
 from instep_agent.spool import Spool
@@ -144,6 +146,7 @@ def run(config: AgentConfig, node: Node) -> int:
     temporary = "" if config.spool_folder else tempfile.mkdtemp(prefix="instep-agent-")
     uplink: Uplink | None = None
     exposition: Exposition | None = None
+    helpers: list[OrderKeeper | Sweeper] = [Sweeper(node, keep_seconds=config.keep_seconds)]
     try:
         if config.server_url:
             spool = Spool(
@@ -152,14 +155,19 @@ def run(config: AgentConfig, node: Node) -> int:
                 age_seconds_max=config.spool_age_seconds_max,
             )
             uplink = Uplink(config.server_url, token_reader(config), spool)
+            helpers.append(OrderKeeper(config.server_url, token_reader(config), node))
         runner = _new_runner(config, node, uplink.put if uplink else lambda _frame, _dictionary: None)
         if config.listen:
             exposition = Exposition(config.listen, lambda: runner.snapshot)
         if uplink is None and exposition is None:
             raise ConfigurationInvalid("The agent would tell nobody: give --server URL, --listen HOST:PORT, or --once.")
         _stop_on_signals(stop)
+        for helper in helpers:
+            helper.start()
         return _watch(runner, uplink, stop)
     finally:
+        for helper in helpers:
+            helper.close()
         if uplink is not None:
             uplink.close()
         if exposition is not None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import msgspec
 
 from instep_agent.errors import ConfigurationInvalid
+from instep_agent.keeping import KEEP_SECONDS
 from instep_agent.spool import AGE_SECONDS_MAX, BYTES_MAX
 
 Seconds = Annotated[float, msgspec.Meta(ge=0.05, le=3600)]
@@ -48,6 +49,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How often rank records are read."""
     ranks_discovery_interval_seconds: Seconds = 1.0
     """How often new rank records are looked for."""
+    keep_seconds: Annotated[float, msgspec.Meta(ge=60)] = KEEP_SECONDS
+    """What a run left behind is removed when its ranks are gone and nobody adopted it for so long."""
 
 
 def load_config(path: Path) -> AgentConfig:

@@ -14,7 +14,8 @@ AgentError
 └── UplinkError
     ├── ServerUnreachable      no answer, or one that asks to come again (a retry helps)
     ├── TokenRefused           401: the token is wrong
-    └── FrameRefused           the server will never take this frame
+    ├── FrameRefused           the server will never take this frame
+    └── OrdersRefused          the server gives this agent no orders
 """
 
 from __future__ import annotations
@@ -78,3 +79,7 @@ class TokenRefused(UplinkError):
 
 class FrameRefused(UplinkError):
     """The server refused one frame for good."""
+
+
+class OrdersRefused(UplinkError):
+    """The server gives this agent no orders."""

@@ -55,6 +55,17 @@ def start_ticks(pid: int, proc: Path = PROC) -> int:
         return 0
 
 
+def owner_of(pid: int, proc: Path = PROC) -> int | None:
+    """Give the real user of a process; None where it cannot be read. The owner of /proc/<pid> would be root's for a
+    process that may not be dumped.
+    """
+    try:
+        with (proc / str(pid) / "status").open(encoding="utf-8", errors="replace") as lines:
+            return next((int(line.split()[1]) for line in lines if line.startswith("Uid:")), None)
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def pid_namespace(proc: Path = PROC) -> int:
     """Give the inode number of the reader's own pid namespace; 0 where it cannot be read."""
     try:

@@ -209,3 +209,31 @@ class RankDump(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """JSON text as torch wrote it, untrusted; empty when there was none."""
     missing: tuple[str, ...] = ()
     """One sentence for each thing that could not be had."""
+
+
+class NodeOrder(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the server asks the agent of one node to do about one attempt of a run."""
+
+    id: int
+    run: str
+    attempt: int
+    action: str
+    """`dump`; an agent passes over what it does not know."""
+    deadline_seconds: float = 5.0
+    """Left when the order was sent; later nobody waits for the answer."""
+
+
+class NodeOrders(Struct, frozen=True, kw_only=True):
+    """Orders for one node, oldest first."""
+
+    orders: tuple[NodeOrder, ...]
+
+
+class NodeDump(Struct, frozen=True, kw_only=True):
+    """An agent's answer to a `dump` order: evidence of every rank of that attempt on its node, perhaps of none."""
+
+    node: str
+    order: int
+    run: str
+    attempt: int
+    dumps: tuple[RankDump, ...]
