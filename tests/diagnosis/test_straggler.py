@@ -105,6 +105,11 @@ def test_one_long_step_is_no_straggler():
     assert detect_stragglers(job_steps(own_TR)) == []
 
 
+def test_a_rank_many_times_slower_is_named_with_its_true_ratio():
+    (verdict,) = detect_stragglers(job_steps(slowed(ratio=10.0)))
+    assert verdict.evidence[0].fields["ratio"] == pytest.approx(10.0, rel=0.02)
+
+
 def test_a_recovered_rank_ends_its_finding():
     own_TR = slowed(onset=10, steps=60)
     own_TR[50:, 2] /= 1.3

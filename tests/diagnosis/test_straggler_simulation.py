@@ -17,6 +17,17 @@ def test_four_noisy_healthy_ranks_raise_nothing_in_thousands_of_steps(seed):
         assert detect_stragglers(job_steps(window_TR)) == [], f"seed {seed}, step {newest}"
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_steps_of_which_no_work_is_left_raise_nothing(seed):
+    """Where ranks crowd on few cores, a step's waits can exceed its time: now and then a peer seems to work not at
+    all."""
+    own_TR = own_work(steps=3000, ranks=2, noise=0.2, seed=seed)
+    own_TR[np.random.default_rng(seed).random(own_TR.shape) < 0.01] = 0.0
+    for newest in range(8, len(own_TR), 2):
+        window_TR = own_TR[max(0, newest - WINDOW) : newest]
+        assert detect_stragglers(job_steps(window_TR)) == [], f"seed {seed}, step {newest}"
+
+
 def delay_steps(seed, *, noise, ratio):
     """Steps from the onset to the first finding, which must be the right one."""
     own_TR = own_work(steps=140, noise=noise, seed=1000 + seed)

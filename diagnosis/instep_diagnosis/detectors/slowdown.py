@@ -20,6 +20,10 @@ _AUTOCORRELATION_MAX = 0.9
 """An estimate from some tens of steps says no more than that."""
 _AUTOCORRELATION_MARGIN = 0.15
 """Standard error of ρ over 64 steps of four ranks, taken to the safe side: lasting noise looks like a slow rank."""
+_LOG_RATIO_LIMIT = float(np.log(2.0))
+_SIGMA_LIMIT = 3.0
+"""One step weighs no more than the larger of twice as slow and three standard deviations. Where subtracting waits
+leaves next to nothing of a peer's step, the logarithm is beyond 9, and a stretch's mean would be that step alone."""
 _MAD_TO_SIGMA = 1.4826
 """Median absolute deviation to standard deviation, for normal noise."""
 
@@ -84,7 +88,8 @@ def _best_stretch(
         return None
     newest_first = x_T[rows][::-1]
     lengths = np.arange(1, rows.size + 1)
-    means = np.cumsum(newest_first) / lengths
+    limit = max(_LOG_RATIO_LIMIT, _SIGMA_LIMIT * sigma)
+    means = np.cumsum(np.clip(newest_first, -limit, limit)) / lengths
     z = (means - null) * np.sqrt(lengths) / sigma
     z[: settings.run_steps_min - 1] = -np.inf
     n = int(np.argmax(z)) + 1
