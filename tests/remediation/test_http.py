@@ -252,7 +252,7 @@ def test_the_page_link_works_once_and_its_session_reads_pages_only(tmp_path):
             answer = await bench.client.get(f"/?{link}")
             assert (answer.status_code, answer.headers["location"]) == (303, "/")
             cookie = answer.headers["set-cookie"]
-            assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
+            assert "HttpOnly" in cookie and "SameSite=Lax" in cookie
             assert (await bench.client.get("/")).status_code == 200
             assert (await bench.client.get("/api/v1/incidents")).status_code == 401
             assert (await bench.client.post("/control/v1/reports", json={})).status_code == 401

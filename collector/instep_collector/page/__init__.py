@@ -18,6 +18,11 @@ SECURITY_HEADERS = {
     "Cache-Control": "no-store",
 }
 
+STOPS = ("crash", "hang", "mismatch")
+"""Kinds of incident that keep a job from going on."""
+EVIDENCE_SHOWN = 4
+"""Facts beside an incident on the first page; its own page has all."""
+
 _templates = Environment(
     loader=PackageLoader("instep_collector.page", "templates"),
     undefined=StrictUndefined,
@@ -40,6 +45,8 @@ class JobPanel:
     step_seconds: float | None
     restarts: str
     heard_age_seconds: float
+    unknown_ranks: Sequence[int]
+    """Ranks of which nothing was heard lately: neither healthy nor ill."""
     nodes: Sequence[str]
     standby: Sequence[str]
     heat_map: HeatMap | None
@@ -60,7 +67,28 @@ class Page:
     """Set on the page of one incident."""
     made: Sequence[dict[str, Any]] = field(default=())
     """The plans of that incident."""
-    refresh_seconds: int = 3
+
+    @property
+    def alarms(self) -> int:
+        """How many of the open ones are more than a suspicion."""
+        return sum(incident["state"] == "open" for incident in self.open)
+
+    @property
+    def by_urgency(self) -> list[dict[str, Any]]:
+        """The open ones: first what stops a job, then what slows it or threatens it, then suspicions; new before
+        old."""
+        return sorted(self.open, key=lambda one: (one["state"] != "open", one["kind"] not in STOPS))
+
+    @property
+    def refresh_seconds(self) -> int | None:
+        """How soon a browser asks again. A page that is being read moves less, and what is over not at all."""
+        if self.incident is None:
+            return 4
+        return 8 if self.incident["state"] in ("open", "suspect") else None
+
+    def of_run(self, run: str) -> list[dict[str, Any]]:
+        """Return what is open about a run."""
+        return [incident for incident in self.by_urgency if incident["run"] == run]
 
 
 def duration(seconds: float | None) -> str:
@@ -80,10 +108,26 @@ def duration(seconds: float | None) -> str:
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
 
 
+def moment(text: str | None) -> str:
+    """Return a moment of the API as people read it.
+
+    >>> moment("2027-01-15T08:00:00.100Z"), moment(None)
+    ('2027-01-15 08:00:00 UTC', '–')
+    """
+    return f"{text[:19].replace('T', ' ')} UTC" if text else "–"
+
+
+def leading(incident: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the facts that matter most: those about who is blamed and about nodes, before those about who waits."""
+    blamed = {suspect["rank"] for suspect in incident["suspects"]}
+    facts = (incident["verdict"] or {}).get("evidence", [])
+    return sorted(facts, key=lambda fact: fact["rank"] is not None and fact["rank"] not in blamed)[:EVIDENCE_SHOWN]
+
+
 def render(page: Page) -> str:
     """Return the page's HTML."""
     name = "page.html" if page.incident is None else "incident.html"
     return _templates.get_template(name).render(page=page)
 
 
-_templates.filters["duration"] = duration
+_templates.filters.update(duration=duration, moment=moment, leading=leading)

@@ -136,7 +136,9 @@ class Gate:
                 PAGE_HEADERS,
             )
             return
-        cookie = f"{COOKIE}={session}; HttpOnly; SameSite=Strict; Path=/; Max-Age={int(SESSION_SECONDS)}"
+        # Lax, not Strict: links to the page stand in chats and alerts, and a browser sends a strict cookie on no way
+        # that begins on another site, this answer's own redirect included. The session may only read.
+        cookie = f"{COOKIE}={session}; HttpOnly; SameSite=Lax; Path=/; Max-Age={int(SESSION_SECONDS)}"
         await answer(
             send,
             303,

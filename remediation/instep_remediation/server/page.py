@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import HTMLResponse
+from instep_collector.boards import RankBoard
 from instep_collector.page import SECURITY_HEADERS, JobPanel, Page, render
 from instep_collector.page.heat_map import heat_map
 from instep_collector.registry import RunState
@@ -15,10 +16,8 @@ from instep_collector.store import incidents, nodes, plans
 from instep_collector.store.models import Incident
 from sqlalchemy.orm import Session
 
+from instep_remediation.server.runtime import Runtime, hang_settings
 from instep_remediation.server.views import incident_view, job_view, node_view, plan_view
-
-if TYPE_CHECKING:
-    from instep_remediation.server.runtime import Runtime
 
 JOBS_SHOWN = 20
 RECENT_SHOWN = 15
@@ -84,7 +83,14 @@ def panel(runtime: Runtime, run: RunState, now: float) -> JobPanel:
         step_seconds=median(recent) if recent else None,
         heard_age_seconds=view["heard_age_seconds"],
         restarts=f"{run.restarts_used} of {run.max_restarts} restarts used",
+        unknown_ranks=[] if run.is_finished else unknown_ranks(board, runtime, now),
         nodes=sorted(run.nodes()),
         standby=sorted(run.standby),
         heat_map=heat_map(board.steps, {rank: report.node for rank, (report, _) in board.reports.items()}),
     )
+
+
+def unknown_ranks(board: RankBoard, runtime: Runtime, now: float) -> list[int]:
+    """Return the ranks whose last report is too old to say anything of them, as the hang detector sees it."""
+    limit = hang_settings(runtime.config.hang).report_age_seconds_max
+    return [report.rank for report, age in board.ranks_now(now) if age > limit]
