@@ -73,10 +73,12 @@ def build_parser() -> argparse.ArgumentParser:
 def _inject(parsed: argparse.Namespace) -> int:
     if parsed.fault == "xid":
         return _write_xid(parsed.kernel_log, parsed.code, parsed.pci)
+    if not parsed.run:
+        raise UsageError("--run is missing: which run's rank?")
     folder = newest_attempt(parsed.record_root / parsed.node / parsed.run)
     pid = _pid(folder, parsed.rank)
     if parsed.fault in SIGNALS:
-        os.kill(pid, SIGNALS[parsed.fault])
+        _signal(pid, parsed)
         return _say_done(parsed.fault)
     fault = Fault(
         kind=parsed.fault,
@@ -87,6 +89,15 @@ def _inject(parsed: argparse.Namespace) -> int:
     )
     write_faults(fault_file(parsed.record_root, parsed.node, parsed.run, int(folder.name), parsed.rank), [fault])
     return _say_done(parsed.fault)
+
+
+def _signal(pid: int, parsed: argparse.Namespace) -> None:
+    try:
+        os.kill(pid, SIGNALS[parsed.fault])
+    except OSError as error:
+        raise UsageError(
+            f"Cannot signal rank {parsed.rank} ({error.strerror}): it may have just ended, or be another user's."
+        ) from error
 
 
 def _say_done(fault: str) -> int:

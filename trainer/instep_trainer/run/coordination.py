@@ -15,6 +15,9 @@ from typing import Any
 
 from instep_trainer.run.messages import Finish, Hello, Open, Refused, Stop, Stopped, ToMember, Welcome
 
+INTERRUPTED = 130
+"""Exit status of a run that a person ended."""
+
 
 class Stage(StrEnum):
     """Where the run is."""
@@ -126,7 +129,8 @@ class Coordination:
         self._waiting_for: set[str] = set()
         self._enough_since: float | None = None
         self._gathering_since: float | None = None
-        self._outcomes: dict[int, tuple[str, str]] = {}
+        self._outcomes: dict[tuple[int, int], tuple[str, str]] = {}
+        """(order, attempt) → how it went."""
         self._opening_order: Order | None = None
 
     # Members ----------------------------------------------------------------------------------------------------------
@@ -187,8 +191,9 @@ class Coordination:
 
     def order(self, order: Order, now: float) -> list[Effect]:
         """Carry an order out once, or refuse it; either is acknowledged, again if it comes again."""
-        if order.id in self._outcomes:
-            return [self._acknowledge(order, *self._outcomes[order.id])]
+        known = self._outcomes.get((order.id, order.attempt))
+        if known is not None:
+            return [self._acknowledge(order, *known)]
         refusal = self._order_refusal(order)
         if refusal:
             return [self._acknowledge(order, "refused", refusal)]
@@ -203,7 +208,7 @@ class Coordination:
 
     def dumped(self, order_id: int) -> list[Effect]:
         """The evidence of a dump order has gone to the server."""
-        self._outcomes[order_id] = ("done", "")
+        self._outcomes[order_id, self.attempt] = ("done", "")
         return [Tell("order_acknowledged", {"order": order_id, "outcome": "done", "detail": ""}, self.attempt)]
 
     def restart_locally(self, *, attempt: int, reason: str, verdict: dict[str, Any], now: float) -> list[Effect]:
@@ -217,6 +222,20 @@ class Coordination:
             attempt,
         )
         return [told, *self._end_attempt(Decision(reason, now, is_local=False, is_final=not may_go_on), now)]
+
+    def interrupted(self) -> list[Effect]:
+        """A person ends the coordinator. What its ranks do from here on is told to nobody as a fault.
+
+        Alone, it ends the run with it; others may take the run over under a new coordinator.
+        """
+        if self.stage is Stage.FINISHED:
+            return []
+        self.stage = Stage.FINISHED
+        is_alone = set(self.members) <= {self.node}
+        told = self._attempt_ended("stopped", "interrupted")
+        if is_alone:
+            told.append(Tell("run_finished", {"outcome": "failed", "exit_code": INTERRUPTED}, max(0, self.attempt)))
+        return told
 
     def tick(self, now: float) -> list[Effect]:
         """Time passes: silent members are dropped, waiting decisions fall due."""
@@ -276,7 +295,7 @@ class Coordination:
         return ""
 
     def _acknowledge(self, order: Order, outcome: str, detail: str) -> Tell:
-        self._outcomes[order.id] = (outcome, detail)
+        self._outcomes[order.id, order.attempt] = (outcome, detail)
         return Tell("order_acknowledged", {"order": order.id, "outcome": outcome, "detail": detail}, order.attempt)
 
     def _decide_at(self, now: float) -> float:
@@ -298,8 +317,7 @@ class Coordination:
         decision = self._decision
         assert decision is not None
         if decision.is_final or self.restarts_used >= self.limits.max_restarts:
-            budget = "" if self.limits.max_restarts else " (--max-restarts is 0: no restart was asked for)"
-            return self._finish(1, decision.reason + budget)
+            return self._finish(1, decision.reason + self._why_no_restart(decision))
         effects: list[Effect] = []
         if decision.order is None and decision.is_local:
             effects.append(
@@ -309,7 +327,7 @@ class Coordination:
                     self.attempt,
                 )
             )
-        effects.append(Tell("attempt_ended", {"outcome": "restarting", "detail": decision.reason}, self.attempt))
+        effects += self._attempt_ended("restarting", decision.reason)
         self.excluded |= decision.exclude
         self.restarts_used += 1
         self._opening_order = decision.order
@@ -318,6 +336,19 @@ class Coordination:
         self._gathering_since = now
         self._enough_since = now - self.limits.last_call_seconds
         return effects
+
+    def _why_no_restart(self, decision: Decision) -> str:
+        if decision.is_final and decision.order is not None:
+            return ""
+        if self.limits.max_restarts == 0:
+            return " (--max-restarts is 0: no restart was asked for)"
+        return f" ({self.restarts_used} of {self.limits.max_restarts} restarts are used: --max-restarts)"
+
+    def _attempt_ended(self, outcome: str, detail: str) -> list[Effect]:
+        """Nothing when no attempt was ever opened."""
+        if self.attempt < 0:
+            return []
+        return [Tell("attempt_ended", {"outcome": outcome, "detail": detail}, self.attempt)]
 
     def _open_when_enough(self, now: float) -> list[Effect]:
         self._gathering_since = now if self._gathering_since is None else self._gathering_since
@@ -399,8 +430,8 @@ class Coordination:
         self.exit_code = exit_code
         outcome = "finished" if exit_code == 0 else "failed"
         return [
-            Tell("attempt_ended", {"outcome": outcome, "detail": reason}, self.attempt),
-            Tell("run_finished", {"outcome": outcome, "exit_code": exit_code}, self.attempt),
+            *self._attempt_ended(outcome, reason),
+            Tell("run_finished", {"outcome": outcome, "exit_code": exit_code}, max(0, self.attempt)),
             *(Send(node, Finish(exit_code=exit_code, reason=reason)) for node in self.members),
         ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ async def in_daemon_thread(function: Callable[..., Result], *arguments: Any) -> 
             result = function(*arguments)
         except Exception as caught:  # noqa: BLE001  handed to the awaiting task, which handles it by class
             error = caught
-        if not loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile, and nobody waits any more
             loop.call_soon_threadsafe(settle, result, error)
 
     threading.Thread(target=work, daemon=True).start()

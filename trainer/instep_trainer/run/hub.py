@@ -22,6 +22,7 @@ from instep_trainer.run.messages import (
     Exited,
     Hello,
     Observed,
+    Refused,
     Stopped,
     ToMember,
     decode_to_coordinator,
@@ -36,6 +37,8 @@ DUMP_SECONDS_MAX = 2.5
 HELLO_SECONDS_MAX = 5.0
 LOCAL_DUMP = -1
 """Order number of evidence that the supervisors want for themselves."""
+LOCAL_DUMP_SECONDS_MIN = 1.0
+"""Between two of them: taking stacks stops a rank for a moment."""
 
 
 class Hub:
@@ -56,9 +59,12 @@ class Hub:
         self._writers: dict[str, asyncio.StreamWriter] = {}
         self._dumps: dict[int, dict[str, list[RankDump] | None]] = {}
         self._watch = LocalWatch()
+        self._local_dumps: list[RankDump] | None = None
+        self._local_dump_at = 0.0
         self._kept_attempt = -1
         self._link: ServerLink | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_admitted = asyncio.Event()
 
     async def open(self, host: str, port: int) -> int:
         """Listen; return the port."""
@@ -87,10 +93,16 @@ class Hub:
         for writer in self._writers.values():
             writer.close()
 
-    @property
-    def refusal(self) -> str:
-        """The sentence with which the server refused this run; empty while it does not."""
-        return self._link.refusal if self._link is not None else ""
+    async def admit(self, *, is_new: bool) -> str:
+        """Begin to take supervisors in, unless the server refuses a new run: return its sentence then, else nothing."""
+        if is_new and self._link is not None and (refusal := await self._link.ask_admission()):
+            return refusal
+        self._is_admitted.set()
+        return ""
+
+    def interrupt(self) -> None:
+        """A person ends this supervisor: what happens to the run from now on is no fault."""
+        self._carry_out(self.coordination.interrupted())
 
     # Messages in ------------------------------------------------------------------------------------------------------
 
@@ -98,16 +110,10 @@ class Hub:
         node = ""
         try:
             hello = await asyncio.wait_for(self._read(reader), HELLO_SECONDS_MAX)
-            if not isinstance(hello, Hello):
-                return
-            effects = self.coordination.join(hello, time.monotonic())
-            if hello.node not in self.coordination.members or hello.node in self._writers:
-                writer.write(b"".join(encode(effect.message) for effect in effects if isinstance(effect, Send)))
-                await writer.drain()
+            await self._is_admitted.wait()
+            if not isinstance(hello, Hello) or not await self._admit(hello, writer):
                 return
             node = hello.node
-            self._writers[node] = writer
-            self._carry_out(effects)
             while (message := await self._read(reader)) is not None:
                 self.coordination.heard(node, time.monotonic())
                 self._take(node, message)
@@ -117,9 +123,30 @@ class Hub:
             node = ""  # the coordinator itself is ending; nobody is lost by that
         finally:
             writer.close()
-            if node:
-                self._writers.pop(node, None)
-                self._carry_out(self.coordination.leave(node, time.monotonic()))
+            if node and self._writers.get(node) is writer:
+                self._lose(node)
+
+    async def _admit(self, hello: Hello, writer: asyncio.StreamWriter) -> bool:
+        """Take a supervisor in, or tell it why not."""
+        known = self.coordination.members.get(hello.node)
+        if known is not None and known.hello.supervisor == hello.supervisor and hello.key == self._options.key:
+            self._lose(hello.node)  # the same supervisor again: its connection broke, and only it has noticed so far
+        effects = self.coordination.join(hello, time.monotonic())
+        refusals = [effect.message for effect in effects if isinstance(effect, Send)]
+        if any(isinstance(message, Refused) for message in refusals):
+            writer.write(b"".join(encode(message) for message in refusals))
+            await writer.drain()
+            return False
+        self._writers[hello.node] = writer
+        self._carry_out(effects)
+        return True
+
+    def _lose(self, node: str) -> None:
+        """A member's connection is over, and with it the member."""
+        writer = self._writers.pop(node, None)
+        if writer is not None:
+            writer.close()
+        self._carry_out(self.coordination.leave(node, time.monotonic()))
 
     async def _read(self, reader: asyncio.StreamReader) -> Any:
         line = await reader.readline()
@@ -200,7 +227,7 @@ class Hub:
             return
         dumps = [dump for per_node in collected.values() for dump in per_node or []]
         if order == LOCAL_DUMP:
-            self._judge_locally(dumps)
+            self._local_dumps = dumps  # judged by the next tick, where a detector that fails ends nothing
             return
         self._tell(Tell("dump", {"order": order, "dumps": msgspec.to_builtins(dumps)}, self.coordination.attempt))
         self._carry_out(self.coordination.dumped(order))
@@ -212,6 +239,8 @@ class Hub:
             await asyncio.sleep(TICK_SECONDS)
             now = time.monotonic()
             self._carry_out(self.coordination.tick(now))
+            for node in [node for node in self._writers if node not in self.coordination.members]:
+                self._lose(node)  # dropped for its silence: it learns so, ends its ranks and comes anew
             try:
                 self._watch_locally(now)
             except Exception:
@@ -219,11 +248,17 @@ class Hub:
 
     def _watch_locally(self, now: float) -> None:
         """Judge hangs here only while nobody else does."""
+        dumps, self._local_dumps = self._local_dumps, None
         is_silent = self._link is None or self._link.silence_seconds > self._options.server_silence_seconds
         if self.coordination.stage is not Stage.RUNNING or not is_silent or LOCAL_DUMP in self._dumps:
             return
-        if self._watch.finds_stall(self._options.job, self._options.run, self.coordination.attempt, now):
+        if dumps is not None:
+            self._judge_locally(dumps)
+        elif now - self._local_dump_at >= LOCAL_DUMP_SECONDS_MIN and self._watch.finds_stall(
+            self._options.job, self._options.run, self.coordination.attempt, now
+        ):
             log.info("no progress: asking every supervisor for stacks")
+            self._local_dump_at = now
             self._ask_for_dumps(LOCAL_DUMP)
 
     def _judge_locally(self, dumps: list[RankDump]) -> None:

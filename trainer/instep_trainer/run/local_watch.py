@@ -54,6 +54,8 @@ class LocalWatch:
         self, job: str, run: str, attempt: int, dumps: list[RankDump], now: float
     ) -> tuple[str, dict[str, Any]] | None:
         """Return the summary and the verdict as JSON, or None when the stall is over or not certain enough to act."""
+        if not self._reports:
+            return None  # the attempt has changed while the evidence was taken
         state = self._state(job, run, attempt, dumps, now)
         stall = self._stall(state)
         if stall is None:

@@ -27,6 +27,8 @@ class Hello(Struct, tag="hello", frozen=True, kw_only=True):
     """rank → (step, attempt) of each complete checkpoint slot in this node's memory."""
     key: str = ""
     """Hash of the shared token; supervisors without the same token are refused."""
+    supervisor: str = ""
+    """Drawn by each supervisor at its start: tells one that comes again from a second one of the same node's name."""
 
 
 class Alive(Struct, tag="alive", frozen=True):

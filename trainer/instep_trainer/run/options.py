@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import secrets
+import shutil
+import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from instep_trainer.errors import UsageError
 from instep_trainer.run.parser import build_parser
+
+PORT_MAX = 65_535
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,8 @@ def read_options(arguments: Sequence[str]) -> RunOptions:
         raise UsageError("The node has no name: set INSTEP_NODE_NAME, or give --node-name, the same as for its agent.")
     form = "exec" if parsed.no_python else "module" if parsed.module else "script"
     argv = (parsed.script, *parsed.arguments)
+    if form == "exec" and shutil.which(parsed.script) is None:
+        raise UsageError(f"Program {parsed.script} is not found or not executable: give its path.")
     if form == "script" and not Path(parsed.script).is_file():
         raise UsageError(f"Script {parsed.script} is not a file: give the path of the training script.")
     return RunOptions(
@@ -88,7 +95,7 @@ def read_options(arguments: Sequence[str]) -> RunOptions:
         is_preloaded=parsed.rank_start == "preload" and form != "exec",
         record_root=Path(parsed.record_root),
         log_dir=Path(parsed.log_dir) if parsed.log_dir else None,
-        server=parsed.server.rstrip("/"),
+        server=_server(parsed.server.rstrip("/")),
         token=_token(parsed),
         verdict_wait_seconds=parsed.verdict_wait_seconds,
         server_silence_seconds=parsed.server_silence_seconds,
@@ -120,9 +127,18 @@ def _endpoint(parsed: argparse.Namespace, nodes_max: int) -> tuple[tuple[str, in
             raise UsageError("--nnodes is more than one, so the supervisors need a common --rdzv-endpoint HOST:PORT.")
         return ("127.0.0.1", 0), False
     host, _, port = text.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdecimal() or int(port) > PORT_MAX:
         raise UsageError(f"--rdzv-endpoint {text} is not HOST:PORT, such as node-a:29400.")
     return (host, int(port)), True
+
+
+def _server(text: str) -> str:
+    """Nothing of the run would be seen behind an address that cannot be one."""
+    with contextlib.suppress(ValueError):
+        url = urllib.parse.urlsplit(text)
+        if not text or (url.scheme in ("http", "https") and url.hostname and url.port != 0):
+            return text
+    raise UsageError(f"--server {text} is not an address such as http://server.example:8650.")
 
 
 def _slots(text: str) -> int:

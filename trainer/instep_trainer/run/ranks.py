@@ -20,6 +20,9 @@ ZYGOTE_READY_SECONDS_MAX = 180.0
 """A first `import torch` on a loaded node with a cold page cache took up to 22 s with 32 beside it; this is far
 beyond."""
 
+KILL_SECONDS_MAX = 10.0
+"""A process that SIGKILL has not ended after this sits in a driver, and may do so for ever."""
+
 
 @dataclass(frozen=True, slots=True)
 class RankExit:
@@ -41,6 +44,8 @@ class RankProcesses:
         self._alive: dict[int, tuple[int, int]] = {}
         self._pending: dict[str, asyncio.Future[int]] = {}
         self._ready: asyncio.Future[int] | None = None
+        self._socket: socket.socket | None = None
+        self._zygote: subprocess.Popen[bytes] | None = None
         self._all_gone = asyncio.Event()
         self._all_gone.set()
 
@@ -69,10 +74,17 @@ class RankProcesses:
             ) from error
 
     async def start(self, attempt: int, rank: int, task: Task) -> int:
-        """Start one rank and return its pid."""
+        """Start one rank and return its pid, 0 when it was gone at once. Raise `CannotRun` when it cannot start."""
+        if self._socket is None:
+            await self.open()  # the one before was killed, such as for memory
+        assert self._socket is not None
         key = f"{attempt}/{rank}"
         self._pending[key] = asyncio.get_running_loop().create_future()
-        self._socket.send(json.dumps({"key": key, "task": asdict(task)}).encode())
+        try:
+            self._socket.send(json.dumps({"key": key, "task": asdict(task)}).encode())
+        except OSError as error:
+            del self._pending[key]
+            raise CannotRun(f"Rank {rank} could not be started ({error.strerror or error}).") from error
         return await self._pending[key]
 
     @property
@@ -80,14 +92,16 @@ class RankProcesses:
         """rank → pid of those that live."""
         return {rank: pid for pid, (_attempt, rank) in self._alive.items()}
 
-    async def stop(self, grace_seconds: float) -> None:
+    async def stop(self, grace_seconds: float) -> list[int]:
         """End every rank: SIGTERM, and SIGKILL after the grace. A stopped process gets SIGKILL at once, it cannot
-        answer."""
+        answer. Return the ranks that live on all the same."""
         self._signal_all(signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._all_gone.wait(), grace_seconds)
         self._signal_all(signal.SIGKILL)
-        await self._all_gone.wait()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._all_gone.wait(), KILL_SECONDS_MAX)
+        return sorted(self.pids)
 
     def _signal_all(self, number: signal.Signals) -> None:
         for pid in list(self._alive):
@@ -98,17 +112,25 @@ class RankProcesses:
     def close(self) -> None:
         """End the zygote, and with it whatever ranks are left."""
         self._signal_all(signal.SIGKILL)
-        asyncio.get_running_loop().remove_reader(self._socket.fileno())
-        self._socket.close()
-        self._zygote.kill()
-        self._zygote.wait()
+        self._let_go()
+        if self._zygote is not None:
+            self._zygote.kill()
+            self._zygote.wait()
+
+    def _let_go(self) -> None:
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
 
     def _read(self) -> None:
-        while True:
+        while self._socket is not None:
             try:
                 raw = self._socket.recv(MESSAGE_BYTES_MAX)
             except BlockingIOError:
                 return
+            except ConnectionResetError:  # it ended with a task of ours unread
+                raw = b""
             if not raw:
                 self._zygote_gone()
                 return
@@ -139,14 +161,18 @@ class RankProcesses:
             self._on_exit(RankExit(attempt, rank, exit_code))
 
     def _zygote_gone(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._socket.fileno())
-        code = self._zygote.wait()
+        self._let_go()
+        code = self._zygote.wait() if self._zygote is not None else 0
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(
                 CannotRun(
                     f"The process that starts ranks ended with status {code} before it was ready: see its output above."
                 )
             )
+        for key in list(self._pending):  # taken along before their pids were known
+            self._pending.pop(key).set_result(0)
+            attempt, _, rank = key.partition("/")
+            self._on_exit(RankExit(int(attempt), int(rank), -int(signal.SIGKILL)))
         for pid in list(self._alive):  # its death took the ranks along (parent-death signal)
             self._ended(pid, -int(signal.SIGKILL))
 

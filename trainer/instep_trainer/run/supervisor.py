@@ -9,15 +9,21 @@ import errno
 import fcntl
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from instep_trainer.checkpoint.slots import inventory as read_inventory
 from instep_trainer.errors import CannotRun, RunRefused, TrainerError
+from instep_trainer.run.coordination import INTERRUPTED
 from instep_trainer.run.daemon_thread import in_daemon_thread
 from instep_trainer.run.environment import base_environment, rank_environment
 from instep_trainer.run.evidence import NodeRecords, take_dumps
@@ -49,6 +55,7 @@ log = logging.getLogger("instep.run")
 OBSERVE_SECONDS = 0.25
 ALIVE_SECONDS = 1.0
 WELCOME_SECONDS_MAX = 5.0
+CONNECT_SECONDS_MAX = 5.0
 RECONNECT_SECONDS = 0.3
 
 
@@ -67,6 +74,9 @@ class Supervisor:
         self._stopping = False
         self._ended: Finish | None = None
         self._interrupt = asyncio.Event()
+        self._mark = secrets.token_hex(8)
+        self._was_welcome = False
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
         """Take part in the run until it ends; return 0 when the script finished on every rank."""
@@ -74,8 +84,9 @@ class Supervisor:
         with _job_lock(self._options):
             _prepare_folder(self._options.folder)
             try:
-                await self._ranks.open()
-                return await self._take_part()
+                if not await self._interrupted_before(self._ranks.open()):
+                    await self._take_part()
+                return INTERRUPTED if self._ended is None else self._ended.exit_code
             finally:
                 self._ranks.close()
                 if self._hub is not None:
@@ -84,7 +95,7 @@ class Supervisor:
 
     # Taking part ------------------------------------------------------------------------------------------------------
 
-    async def _take_part(self) -> int:
+    async def _take_part(self) -> None:
         endpoint = self._options.endpoint
         lost_at: float | None = None
         while self._ended is None and not self._interrupt.is_set():
@@ -101,10 +112,9 @@ class Supervisor:
                         f"{self._options.rejoin_seconds:.0f} s ({error}): is a supervisor of run "
                         f"{self._options.run} running there?"
                     ) from error
-                await asyncio.sleep(RECONNECT_SECONDS)
             if self._ended is None:
                 await self._stop_ranks(self._attempt)
-        return 130 if self._ended is None else self._ended.exit_code
+                await self._interrupted_before(asyncio.sleep(RECONNECT_SECONDS))
 
     async def _try_to_host(self, endpoint: tuple[str, int]) -> tuple[str, int]:
         """Be the coordinator where the endpoint is ours and free; else somebody else is, or something foreign listens
@@ -119,6 +129,9 @@ class Supervisor:
                 ) from error
             return endpoint
         self._hub = hub
+        refusal = await hub.admit(is_new=not self._was_welcome)
+        if refusal:
+            raise RunRefused(refusal)
         log.info(
             "supervisor of %s coordinates run %s of job %s at %s:%s",
             self._options.node,
@@ -131,12 +144,14 @@ class Supervisor:
 
     async def _be_member(self, host: str, port: int) -> None:
         """Talk with the coordinator until the connection ends."""
-        reader, writer = await asyncio.open_connection(host, port, limit=LINE_BYTES_MAX)
+        opening = asyncio.open_connection(host, port, limit=LINE_BYTES_MAX)
+        reader, writer = await asyncio.wait_for(opening, CONNECT_SECONDS_MAX)
         self._writer = writer
         self._say(self._hello())
         helpers = []
         try:
             await self._welcome(reader, host, port)
+            self._was_welcome = True
             helpers = [asyncio.create_task(self._observe()), asyncio.create_task(self._interrupted(writer))]
             while self._ended is None and (line := await reader.readline()):
                 await self._obey(decode_to_member(line))
@@ -150,7 +165,7 @@ class Supervisor:
         try:
             line = await asyncio.wait_for(reader.readline(), WELCOME_SECONDS_MAX)
             answer = decode_to_member(line) if line else None
-        except (TimeoutError, ValueError) as error:
+        except (TimeoutError, ValueError, msgspec.DecodeError) as error:
             raise CannotRun(
                 f"Port {port} on {host} is in use by something that is not an Instep coordinator: "
                 "choose another --rdzv-endpoint."
@@ -173,6 +188,7 @@ class Supervisor:
             port_offer=_free_port(options.address),
             inventory=read_inventory(options.folder / "checkpoint"),
             key=options.key,
+            supervisor=self._mark,
         )
 
     async def _obey(self, message: ToMember) -> None:
@@ -182,7 +198,7 @@ class Supervisor:
             case Stop():
                 await self._stop_ranks(message.attempt)
             case Dump():
-                asyncio.get_running_loop().create_task(self._dump(message))
+                self._keep(asyncio.create_task(self._dump(message)))
             case Finish():
                 await self._stop_ranks(self._attempt)
                 self._ended = message
@@ -207,12 +223,17 @@ class Supervisor:
             output = str(folder / f"rank-{rank}.log")
         if options.is_preloaded or options.form == "exec":
             return Task(list(options.argv), options.form, environment, output)
-        python = [_python(), "-u", *(["-m"] if options.form == "module" else [])]
+        python = [sys.executable, "-u", *(["-m"] if options.form == "module" else [])]
         return Task([*python, *options.argv], "exec", environment, output)
 
     async def _stop_ranks(self, attempt: int) -> None:
         self._stopping = True
-        await self._ranks.stop(self._options.stop_grace_seconds)
+        left = await self._ranks.stop(self._options.stop_grace_seconds)
+        if left:
+            raise CannotRun(
+                f"Ranks {', '.join(map(str, left))} cannot be ended even by SIGKILL (a driver holds them): this node "
+                "takes no further part until it is repaired."
+            )
         inventory = read_inventory(self._options.folder / "checkpoint")
         self._say(Stopped(attempt=attempt, inventory=inventory, port_offer=_free_port(self._options.address)))
 
@@ -228,16 +249,28 @@ class Supervisor:
         """Tell the coordinator what the records say, often enough for a hang to be seen within its bound."""
         alive_at = 0.0
         while True:
-            reports = self._records.read()
             now = time.monotonic()
+            try:
+                reports = self._records.read()
+            except Exception:
+                log.exception("the records of this node's ranks could not be read; the run goes on")
+                reports = []
             if reports:
                 self._say(Observed(attempt=self._attempt, reports=reports))
             elif now - alive_at >= ALIVE_SECONDS:
                 self._say(Alive())
                 alive_at = now
-            if self._hub is not None and self._hub.refusal:
-                raise RunRefused(self._hub.refusal)
             await asyncio.sleep(OBSERVE_SECONDS)
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        """Hold the task, which the loop itself does not, and tell of its failure."""
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task of the supervisor failed", exc_info=error)
 
     def _say(self, message: ToCoordinator) -> None:
         if self._writer is not None and not self._writer.is_closing():
@@ -253,7 +286,24 @@ class Supervisor:
     async def _interrupted(self, writer: asyncio.StreamWriter) -> None:
         await self._interrupt.wait()
         log.info("interrupted: ending this node's ranks")
+        self._stopping = True
+        if self._hub is not None:
+            self._hub.interrupt()
         writer.close()
+
+    async def _interrupted_before(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Do the work; return whether a person ended the supervisor before it was done."""
+        working = asyncio.ensure_future(work)
+        waiting = asyncio.ensure_future(self._interrupt.wait())
+        try:
+            await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                return True
+            working.result()
+            return False
+        finally:
+            working.cancel()
+            waiting.cancel()
 
     def _tidy_up(self) -> None:
         """A run that finished leaves nothing in shared memory; one that did not leaves what the next `instep run`
@@ -311,12 +361,6 @@ def _free_port(address: str) -> int:
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         probe.bind((address, 0))
         return int(probe.getsockname()[1])
-
-
-def _python() -> str:
-    import sys
-
-    return sys.executable
 
 
 __all__ = ["Supervisor", "TrainerError"]

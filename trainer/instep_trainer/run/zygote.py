@@ -50,7 +50,7 @@ class Task:
 def main() -> None:
     """Serve until the socket closes. In a forked child this returns only when the child's script has ended."""
     connection = socket.socket(fileno=int(sys.argv[1]))
-    die_with_parent()
+    die_with_parent(signal.SIGTERM)  # once it serves, it outlives that by the moment it takes to end what ranks left
     if sys.argv[2] == "preload":
         preload()
     wakeup = _wake_on_child_exit()
@@ -73,11 +73,11 @@ def preload() -> None:
     gc.freeze()  # what is loaded stays shared: a collection in a child would copy its pages
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies: ranks never outlive their supervisor."""
+def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel end this process when its parent dies: ranks never outlive their supervisor."""
     libc = ctypes.CDLL(None, use_errno=True)
     parent = os.getppid()
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -135,36 +135,51 @@ def _leave(exit_code: int) -> NoReturn:
 
 
 def _serve(connection: socket.socket, wakeup: int) -> Task | None:
-    """Fork on demand and tell of exits; returns a task in a child, None in the zygote at the end."""
+    """Fork on demand and tell of exits; returns a task in a child, None in the zygote when the supervisor is gone."""
+    alive: set[int] = set()
     while True:
         waited: list[Any] = [connection, wakeup]
         ready, _, _ = select.select(waited, [], [])
         if wakeup in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(wakeup, 4096)
-            _tell_exits(connection)
+            with contextlib.suppress(OSError):  # nobody listens any more: the next read says so
+                _tell_exits(connection, alive)
         if connection not in ready:
             continue
-        message = connection.recv(MESSAGE_BYTES_MAX)
+        try:
+            message = connection.recv(MESSAGE_BYTES_MAX)
+        except ConnectionResetError:
+            message = b""
         if not message:
+            _kill_groups(alive)
             return None
-        task = _fork(connection, wakeup, json.loads(message))
+        task = _fork(connection, wakeup, json.loads(message), alive)
         if task is not None:
             return task
 
 
-def _fork(connection: socket.socket, wakeup: int, request: dict[str, Any]) -> Task | None:
+def _kill_groups(alive: set[int]) -> None:
+    """End the ranks with what they have started, such as loader workers: the parent-death signal ends ranks alone."""
+    for pid in alive:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+
+
+def _fork(connection: socket.socket, wakeup: int, request: dict[str, Any], alive: set[int]) -> Task | None:
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if pid:
         with contextlib.suppress(OSError):  # the child does it too; whoever comes first
             os.setpgid(pid, pid)
+        alive.add(pid)
         connection.send(json.dumps({"key": request["key"], "pid": pid}).encode())
         return None
     os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.close(wakeup)
     connection.close()
     die_with_parent()
@@ -172,7 +187,7 @@ def _fork(connection: socket.socket, wakeup: int, request: dict[str, Any]) -> Ta
     return Task(**request["task"])
 
 
-def _tell_exits(connection: socket.socket) -> None:
+def _tell_exits(connection: socket.socket, alive: set[int]) -> None:
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -180,6 +195,7 @@ def _tell_exits(connection: socket.socket) -> None:
             return
         if pid == 0:
             return
+        alive.discard(pid)
         connection.send(json.dumps({"pid": pid, "exit_code": os.waitstatus_to_exitcode(status)}).encode())
 
 
@@ -188,7 +204,8 @@ def _wake_on_child_exit() -> int:
     os.set_blocking(reader, False)
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer)
-    signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return reader
 
