@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from instep_agent.wire import RankDump, RankReport, StepReport
+from instep_agent.wire import NodeDump, RankDump, RankReport, StepReport
 
 from instep_collector.control import Dump, LocalDecision, RankExited
 
 STEPS_MAX = 256
 RANKS_MAX = 65_536
+ORDERS_MAX = 1024
+"""Dump orders of one attempt whose answers by agents are remembered."""
 TOGETHER_SECONDS = 0.3
 """Exits this close were noticed together: which came first is for the detector to judge (a lost node takes all its
 ranks).
@@ -41,8 +43,12 @@ class RankBoard:
     exits: dict[int, Exit] = field(default_factory=dict)
     dumps: dict[int, tuple[RankDump, float]] = field(default_factory=dict)
     """rank → its newest dump and when it arrived."""
+    dumped_by_supervisor: dict[int, int] = field(default_factory=dict)
+    """rank → the latest order for which its supervisor gave evidence."""
     orders_dumped: set[int] = field(default_factory=set)
-    """Dump orders that were answered."""
+    """Dump orders that the supervisors answered."""
+    nodes_dumped: dict[int, set[str]] = field(default_factory=dict)
+    """Dump order → nodes whose agents answered it."""
     decision: LocalDecision | None = None
     """What the coordinator did by itself about this attempt."""
     outcome: str = ""
@@ -77,9 +83,26 @@ class RankBoard:
 
     def dumped(self, dump: Dump, at: float) -> None:
         """Take in evidence; a newer dump of a rank replaces the older."""
-        self.dumps.update({one.report.rank: (one, at) for one in dump.dumps if 0 <= one.report.rank < RANKS_MAX})
+        for one in dump.dumps:
+            rank = one.report.rank
+            if 0 <= rank < RANKS_MAX:
+                self.dumps[rank] = (one, at)
+                self.dumped_by_supervisor[rank] = max(self.dumped_by_supervisor.get(rank, 0), dump.order or 0)
         if dump.order is not None:
             self.orders_dumped.add(dump.order)
+
+    def node_dumped(self, dump: NodeDump, at: float) -> None:
+        """Take in what an agent saw from outside. A supervisor's evidence for the same order wins, whichever came
+        first: it has also asked the ranks themselves. A rank that is known on another node is not this one's.
+        """
+        if len(self.nodes_dumped) >= ORDERS_MAX and dump.order not in self.nodes_dumped:
+            return
+        self.nodes_dumped.setdefault(dump.order, set()).add(dump.node)
+        for one in dump.dumps:
+            rank, known = one.report.rank, self.reports.get(one.report.rank)
+            is_its_own = known is None or known[0].node == dump.node
+            if is_its_own and rank < RANKS_MAX and self.dumped_by_supervisor.get(rank, -1) < dump.order:
+                self.dumps[rank] = (one, at)
 
     def first_failure(self) -> Exit | None:
         """The first exit that was not a clean 0; what failed after it in the same attempt is a consequence."""

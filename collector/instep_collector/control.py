@@ -7,11 +7,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import msgspec
-from instep_agent.wire import RankDump
+from instep_agent.wire import NodeDump, RankDump
 from msgspec import Meta, Struct
 
 from instep_collector.errors import Refused
 
+DUMPS_PER_NODE_MAX = 1024
 NAME_LENGTH_MAX = 200
 """Of a job, run or node name: they are keys in the store and are shown on the page."""
 
@@ -140,6 +141,7 @@ BODIES: dict[str, type[Body]] = {
 }
 
 _report_decoder = msgspec.json.Decoder(Report)
+_node_dump_decoder = msgspec.json.Decoder(NodeDump)
 _body_decoders = {kind: msgspec.json.Decoder(model) for kind, model in BODIES.items()}
 
 
@@ -160,6 +162,22 @@ def read_report(raw: bytes) -> tuple[Report, Body]:
         raise Refused(400, f"The body of the {report.kind} report is not as agreed: {error}.") from error
     _check_body(body)
     return report, body
+
+
+def read_node_dump(raw: bytes) -> NodeDump:
+    """Return an agent's answer to a dump order; raises Refused (400) when it is none, or speaks of others' ranks."""
+    try:
+        dump = _node_dump_decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Refused(400, f"The body is not an answer to a dump order: {error}.") from error
+    for name in (dump.node, dump.run):
+        check_name(name)
+    if len(dump.dumps) > DUMPS_PER_NODE_MAX:
+        raise Refused(400, f"An answer holds at most {DUMPS_PER_NODE_MAX} ranks.")
+    spoken_of = {(one.report.node, one.report.run, one.report.attempt) for one in dump.dumps}
+    if spoken_of - {(dump.node, dump.run, dump.attempt)} or any(one.report.rank < 0 for one in dump.dumps):
+        raise Refused(400, f"An answer of node {dump.node!r} may speak of its own ranks of that run and attempt only.")
+    return dump
 
 
 def _check_body(body: Body) -> None:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 
 import msgspec
-from instep_agent.wire import FRAME_VERSION, Dictionary, Event, Frame
+from instep_agent.wire import FRAME_VERSION, Dictionary, Event, Frame, NodeDump
 
 from instep_collector import control
 from instep_collector.clock import Clock
@@ -81,6 +81,8 @@ class Intake:
         self.events_waiting: list[tuple[str, Event, float]] = []
         """(node, event, real time of receipt) not yet in the store; they are in the journal."""
         self.on_report: OnReport | None = None
+        self.is_asked: Callable[[NodeDump], bool] = lambda _dump: False
+        """Whether a node's agent was asked for this evidence; what nobody asked for is refused."""
         self.frames_total = self.duplicates_total = self.reports_total = self.events_total = 0
 
     async def take_frame(self, raw: bytes, principal: Principal) -> int:
@@ -116,6 +118,22 @@ class Intake:
         self._apply_report(report, body, self._clock.monotonic(), self._clock.realtime())
         return report.id
 
+    async def take_node_dump(self, raw: bytes, principal: Principal) -> int:
+        """Keep and apply an agent's answer to a dump order; returns the order, which is then acknowledged."""
+        dump = control.read_node_dump(raw)
+        check_node(principal, dump.node)
+        run = self._registry.runs.get(dump.run)
+        board = run.boards.get(dump.attempt) if run is not None else None
+        if board is not None and dump.node in board.nodes_dumped.get(dump.order, ()):
+            return dump.order
+        if board is None or not self.is_asked(dump):
+            raise Refused(
+                409, f"Node {dump.node!r} is not asked (any more) for order {dump.order} of run {dump.run[:40]!r}."
+            )
+        await self._journal.append(RecordKind.NODE_DUMP, self._clock.realtime(), raw)
+        self._apply_node_dump(dump, self._clock.monotonic())
+        return dump.order
+
     def replay(self) -> int:
         """Apply what the journal still holds of the last minutes; returns how many records. Receipt times are kept.
 
@@ -139,6 +157,8 @@ class Intake:
                 self._window.learn(_dictionaries.decode(record.payload))
             elif record.kind == RecordKind.REPORT:
                 self._apply_report(*control.read_report(record.payload), at, record.realtime)
+            elif record.kind == RecordKind.NODE_DUMP:
+                self._apply_node_dump(control.read_node_dump(record.payload), at)
         except (Refused, msgspec.DecodeError) as error:  # Written by another version: the rest is still good.
             log.warning("A journal record is skipped: %s", error)
 
@@ -178,6 +198,13 @@ class Intake:
         if self.on_report is not None:
             self.on_report(run, report, body, at, realtime)
         if not isinstance(body, control.Heartbeat):
+            self.wake.set()
+
+    def _apply_node_dump(self, dump: NodeDump, at: float) -> None:
+        run = self._registry.runs.get(dump.run)
+        board = run.board(dump.attempt) if run is not None else None
+        if board is not None:
+            board.node_dumped(dump, at)
             self.wake.set()
 
 

@@ -34,6 +34,7 @@ class RecordKind(IntEnum):
     FRAME = 1
     DICTIONARY = 2
     REPORT = 3
+    NODE_DUMP = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from instep_diagnosis.verdict import Certainty, Kind, Verdict
 from sqlalchemy.orm import Session
 
 from instep_remediation.aftermath import expire_orders
+from instep_remediation.evidence import EvidenceDesk
 from instep_remediation.executor import Executor
 from instep_remediation.guards import JobBudget
 from instep_remediation.node_faults import NodeFaults
@@ -41,13 +42,11 @@ from instep_remediation.openings import (
     open_incident,
     resolve,
 )
-from instep_remediation.orders import OrderHub, OrderRequest
+from instep_remediation.orders import OrderHub
 from instep_remediation.plans import make_plan
 from instep_remediation.policy import Policy
 from instep_remediation.stragglers import StragglerDesk
 
-DUMP_SECONDS = 2.0
-"""How long the verdict of an alarm waits for the evidence it asked for."""
 LOCALISE_SECONDS = 1.0
 """Between tries while the verdict is only a suspicion."""
 SETTLED_MAX = 4096
@@ -64,6 +63,7 @@ class Desk:
         hub: OrderHub,
         executor: Executor,
         *,
+        evidence: EvidenceDesk,
         policy: Policy,
         metrics: Metrics,
         announce: Announce,
@@ -73,6 +73,7 @@ class Desk:
         self._registry = registry
         self._hub = hub
         self._executor = executor
+        self._evidence = evidence
         self._policy = policy
         self._metrics = metrics
         self._announce = announce
@@ -159,14 +160,7 @@ class Desk:
                 return
             row.state, row.alarm_at, row.summary = "open", now, _stall_words(run, stall)
             row.onset_at = now - stall.onset_age_seconds
-            if run.is_controlled and board.decision is None:
-                _, is_new = self._hub.make(
-                    session,
-                    OrderRequest(
-                        run.run, board.attempt, "dump", row.id, "The job makes no progress: evidence is wanted."
-                    ),
-                )
-                self._metrics.orders.labels("dump").inc(is_new)
+            self._evidence.ask(session, run, board, row)
         self._hub.wake(run.run)
 
     def wants_localisation(self, run: RunState, board: RankBoard) -> bool:
@@ -178,10 +172,8 @@ class Desk:
             row = self._hang_of(session, run, board)
             if row is None or row.state != "open" or row.verdict_at is not None or row.alarm_at is None:
                 return False
-            order = order_queries.find(session, row.id, board.attempt, "dump")
-            has_answer = order is not None and (order.id in board.orders_dumped or order.outcome == "refused")
-            is_late = self._clock.realtime() - row.alarm_at >= DUMP_SECONDS
-        if order is not None and not has_answer and not is_late and board.first_failure() is None:
+            is_settled = self._evidence.is_settled(session, run, board, row)
+        if not is_settled and board.first_failure() is None:
             return False
         if now - self._localised_at.get(run.run, -LOCALISE_SECONDS) < LOCALISE_SECONDS:
             return False

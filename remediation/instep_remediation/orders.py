@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,8 @@ from instep_collector.store.engine import Store
 from instep_collector.store.models import OrderRow
 from sqlalchemy.orm import Session
 
-WAIT_SECONDS_MAX = 60.0
+from instep_remediation.waiting import Waiting
+
 DEADLINE_SECONDS = {"dump": 5.0, "checkpoint": 30.0, "restart": 30.0, "stop": 30.0}
 """Beyond its deadline an order is not listed any more: carried out late, it would surprise."""
 
@@ -35,7 +35,7 @@ class OrderHub:
     def __init__(self, clock: Clock, store: Store) -> None:
         self._clock = clock
         self._store = store
-        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._waiting = Waiting()
 
     def make(self, session: Session, request: OrderRequest) -> tuple[OrderRow, bool]:
         """Return the order and whether it is new. One of each kind is made for an incident and attempt, ever."""
@@ -61,8 +61,7 @@ class OrderHub:
 
     def wake(self, run: str) -> None:
         """Answer whoever waits for this run's orders; to be called after the commit."""
-        for event in self._waiting.get(run, ()):
-            event.set()
+        self._waiting.wake(run)
 
     def listed(self, run: str, after: int) -> list[dict[str, Any]]:
         """Return what the run's coordinator has still to acknowledge, oldest first, with the time that is left for
@@ -75,30 +74,15 @@ class OrderHub:
 
     async def wait(self, run: str, after: int, wait_seconds: float) -> list[dict[str, Any]]:
         """Return orders at once when there are any, else as soon as one is made, else nothing when the wait is over."""
-        event = asyncio.Event()
-        self._waiting.setdefault(run, set()).add(event)
-        try:
-            orders = self.listed(run, after)
-            if orders or wait_seconds <= 0:
-                return orders
-            try:
-                await asyncio.wait_for(event.wait(), min(wait_seconds, WAIT_SECONDS_MAX))
-            except TimeoutError:
-                return []
-            return self.listed(run, after)
-        finally:
-            self._waiting[run].discard(event)
-            if not self._waiting[run]:
-                del self._waiting[run]
+        return await self._waiting.until(run, lambda: self.listed(run, after), wait_seconds)
 
     def waiting(self, run: str) -> int:
         """Return how many coordinators wait for this run's orders."""
-        return len(self._waiting.get(run, ()))
+        return self._waiting.count(run)
 
     def release(self) -> None:
         """Answer everybody who waits: the server ends."""
-        for run in list(self._waiting):
-            self.wake(run)
+        self._waiting.release()
 
 
 def as_order(row: OrderRow, now: float) -> dict[str, Any]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from instep_collector.errors import JournalError, Refused
 from instep_collector.ingest import read_body
+from instep_collector.intake import check_node
 from instep_collector.store import incidents, jobs, nodes, orders, plans
 from instep_collector.store.models import PlanRow
+from instep_collector.tokens import Principal
 from sqlalchemy.orm import Session
 
-from instep_remediation.orders import WAIT_SECONDS_MAX
 from instep_remediation.server.bundle import incident_bundle
 from instep_remediation.server.views import (
     attempt_view,
@@ -24,6 +25,7 @@ from instep_remediation.server.views import (
     plan_view,
     steps_view,
 )
+from instep_remediation.waiting import WAIT_SECONDS_MAX
 
 if TYPE_CHECKING:
     from instep_remediation.server.runtime import Runtime
@@ -32,34 +34,57 @@ REPORT_BYTES_MAX = 16 * 1024 * 1024
 """A dump of all ranks of a node with their flight recorders."""
 STATES_SHOWN = ("suspect", "open", "resolved")
 """Withdrawn suspicions and merged incidents are listed when they are asked for."""
+After = Annotated[int, Query(ge=0, le=2**62)]
+WaitSeconds = Annotated[float, Query(ge=0.0, le=WAIT_SECONDS_MAX)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 States = Annotated[list[str] | None, Query(max_length=10)]
 
 
 def control_routes(runtime: Runtime) -> APIRouter:
-    """Return what supervisors call (docs/designs/001-control-protocol.md)."""
+    """Return what supervisors and agents call (docs/designs/001-control-protocol.md)."""
     router = APIRouter(prefix="/control/v1")
 
     @router.post("/reports")
     async def reports(request: Request) -> JSONResponse:
-        try:
-            raw = await read_body(request.scope, request.receive, REPORT_BYTES_MAX)
-            taken = await runtime.intake.take_report(raw, request.scope["instep.principal"])
-        except Refused as refused:
-            raise HTTPException(refused.status, refused.detail) from refused
-        except JournalError as error:
-            raise HTTPException(503, str(error)) from error
-        return JSONResponse({"acknowledged": taken})
+        return await _taken(request, runtime.intake.take_report)
 
     @router.get("/orders")
     async def wait_for_orders(
         run: Annotated[str, Query(min_length=1, max_length=200)],
-        after: Annotated[int, Query(ge=0, le=2**62)] = 0,
-        wait_seconds: Annotated[float, Query(ge=0.0, le=WAIT_SECONDS_MAX)] = 20.0,
+        after: After = 0,
+        wait_seconds: WaitSeconds = 20.0,
     ) -> JSONResponse:
         return JSONResponse({"orders": await runtime.hub.wait(run, after, wait_seconds)})
 
+    @router.get("/node-orders")
+    async def wait_for_node_orders(
+        request: Request,
+        node: Annotated[str, Query(min_length=1, max_length=200)],
+        after: After = 0,
+        wait_seconds: WaitSeconds = 20.0,
+    ) -> JSONResponse:
+        try:
+            check_node(request.scope["instep.principal"], node)
+            return JSONResponse({"orders": await runtime.node_orders.wait(node, after, wait_seconds)})
+        except Refused as refused:
+            raise HTTPException(refused.status, refused.detail) from refused
+
+    @router.post("/node-dumps")
+    async def node_dumps(request: Request) -> JSONResponse:
+        return await _taken(request, runtime.intake.take_node_dump)
+
     return router
+
+
+async def _taken(request: Request, take: Callable[[bytes, Principal], Awaitable[str | int]]) -> JSONResponse:
+    """Read a body, have it kept, and acknowledge it."""
+    try:
+        raw = await read_body(request.scope, request.receive, REPORT_BYTES_MAX)
+        return JSONResponse({"acknowledged": await take(raw, request.scope["instep.principal"])})
+    except Refused as refused:
+        raise HTTPException(refused.status, refused.detail) from refused
+    except JournalError as error:
+        raise HTTPException(503, str(error)) from error
 
 
 def health_routes(runtime: Runtime) -> APIRouter:

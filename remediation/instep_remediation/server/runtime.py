@@ -31,7 +31,9 @@ from instep_diagnosis.settings import HangSettings
 from instep_remediation.aftermath import Aftermath
 from instep_remediation.alerts.webhook import WebhookOutbox
 from instep_remediation.desk import Desk
+from instep_remediation.evidence import EvidenceDesk
 from instep_remediation.executor import Executor, NodeExecutor, PrintingExecutor
+from instep_remediation.node_orders import NodeOrders
 from instep_remediation.orders import OrderHub
 from instep_remediation.policy import Policy
 from instep_remediation.server.config import HangConfig, ServerConfig
@@ -60,7 +62,8 @@ class Runtime:
         self.journal = Journal(config.state_dir / "journal")
         self.registry, self.window, self.facts, self.metrics = Registry(), HotWindow(), FactBook(), Metrics()
         self.intake = Intake(clock, self.journal, self.registry, self.window, self.facts)
-        self.hub = OrderHub(clock, self.store)
+        self.hub, self.node_orders = OrderHub(clock, self.store), NodeOrders(clock)
+        self.intake.is_asked = self.node_orders.is_asked
         self.webhooks = WebhookOutbox(
             clock,
             self.store,
@@ -78,6 +81,7 @@ class Runtime:
             self.registry,
             self.hub,
             executor,
+            evidence=EvidenceDesk(clock, self.hub, self.node_orders, self.metrics),
             policy=policy,
             metrics=self.metrics,
             announce=self.webhooks.announce,
@@ -130,6 +134,7 @@ class Runtime:
         """End the loops and close everything."""
         self.is_ready = False
         self.hub.release()
+        self.node_orders.release()
         if self._scheduler.running:
             self._scheduler.shutdown(wait=False)
         for task in self._tasks:
