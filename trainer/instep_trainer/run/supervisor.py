@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from instep_agent.keeping import sweep
+from instep_agent.node import Node
 
 from instep_trainer.checkpoint.slots import inventory as read_inventory
 from instep_trainer.errors import CannotRun, RunRefused, TrainerError
@@ -82,6 +84,7 @@ class Supervisor:
         """Take part in the run until it ends; return 0 when the script finished on every rank."""
         self._on_signals()
         with _job_lock(self._options):
+            sweep(Node(self._options.node, record_root=self._options.record_root))  # makes room for this run
             _prepare_folder(self._options.folder)
             try:
                 if not await self._interrupted_before(self._ranks.open()):
