@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 
-from instep.bench import hang, resume
+from instep.bench import hang, resume, soak
 
-OWN: dict[str, Callable[[Sequence[str]], int]] = {"hang": hang.main, "resume": resume.main}
+OWN: dict[str, Callable[[Sequence[str]], int]] = {"hang": hang.main, "resume": resume.main, "soak": soak.main}
 
 
 def main(arguments: Sequence[str]) -> int:
