@@ -14,6 +14,7 @@ class Waiting:
 
     def __init__(self) -> None:
         self._events: dict[str, set[asyncio.Event]] = {}
+        self._is_over = False
 
     async def until(self, key: str, look: Callable[[], list[Any]], wait_seconds: float) -> list[Any]:
         """Return what `look` finds at once, or after a wake; nothing when the wait is over."""
@@ -21,7 +22,7 @@ class Waiting:
         self._events.setdefault(key, set()).add(event)
         try:
             found = look()
-            if found or wait_seconds <= 0:
+            if found or wait_seconds <= 0 or self._is_over:
                 return found
             try:
                 await asyncio.wait_for(event.wait(), min(wait_seconds, WAIT_SECONDS_MAX))
@@ -43,6 +44,7 @@ class Waiting:
             event.set()
 
     def release(self) -> None:
-        """Answer everybody who waits."""
+        """Answer everybody who waits, and from now on everybody at once."""
+        self._is_over = True
         for key in list(self._events):
             self.wake(key)

@@ -202,10 +202,14 @@ def check_the_command_line(ready, incident, tmp_path, capsys, monkeypatch):
     assert "Cannot ask the server" in capsys.readouterr().err
 
 
-def test_a_waiting_order_request_does_not_hold_up_the_end(tmp_path):
-    with real_server(tmp_path) as (process, ready), subprocess.Popen(
-        [sys.executable, "-c", WAITER, ready["url"], ready["token_file"]], stdout=subprocess.PIPE, text=True
-    ) as waiter:
+@pytest.mark.parametrize("path", ["/control/v1/orders?run=r", "/control/v1/node-orders?node=n"])
+def test_a_waiting_order_request_does_not_hold_up_the_end(tmp_path, path):
+    with (
+        real_server(tmp_path) as (process, ready),
+        subprocess.Popen(
+            [sys.executable, "-c", WAITER, ready["url"], ready["token_file"], path], stdout=subprocess.PIPE, text=True
+        ) as waiter,
+    ):
         assert waiter.stdout.readline() == "asked\n"
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
@@ -217,7 +221,7 @@ WAITER = """
 import http.client, sys, urllib.parse
 link = http.client.HTTPConnection(urllib.parse.urlsplit(sys.argv[1]).netloc)
 headers = {"Authorization": "Bearer " + open(sys.argv[2]).read().strip()}
-link.request("GET", "/control/v1/orders?run=r&wait_seconds=30", headers=headers)
+link.request("GET", sys.argv[3] + "&wait_seconds=30", headers=headers)
 print("asked", flush=True)
 try: link.getresponse().read()
 except OSError: pass

@@ -130,7 +130,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End."""
-        self._runtime.hub.release()
+        self._runtime.release()
         await super().shutdown(sockets=sockets)
 
 

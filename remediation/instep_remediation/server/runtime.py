@@ -133,8 +133,7 @@ class Runtime:
     async def stop(self) -> None:
         """End the loops and close everything."""
         self.is_ready = False
-        self.hub.release()
-        self.node_orders.release()
+        self.release()
         if self._scheduler.running:
             self._scheduler.shutdown(wait=False)
         for task in self._tasks:
@@ -143,6 +142,11 @@ class Runtime:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         self.close()
+
+    def release(self) -> None:
+        """Answer everybody who waits for orders, and let nobody wait any more: the server ends."""
+        self.hub.release()
+        self.node_orders.release()
 
     def close(self) -> None:
         """Close files and connections."""
