@@ -20,6 +20,10 @@ from sqlalchemy.orm import Session
 
 from instep_remediation.openings import Opening, fill_in, identity, open_incident, resolve
 
+CONFIRM_SECONDS = 0.9
+CONFIRM_STEPS = 4
+"""A finding must still stand this long and this many steps after it was first made: one moment's disturbance (another
+process on the node, a burst of interrupts) looks like a slow rank for some steps, and is nobody's fault."""
 CLEAR_SECONDS = 10.0
 CLEAR_STEPS = 10
 """Not found for this long and this many steps: over. A job that stands still proves nothing."""
@@ -47,6 +51,8 @@ class StragglerDesk:
         self._store = store
         self._conclude = conclude
         self._open: dict[Key, Open] = {}
+        self._seen: dict[Key, tuple[float, int]] = {}
+        """Findings that are not confirmed yet: when and at which step they were first made."""
         now = clock.monotonic()
         with store.begin() as session:
             for row in queries.active(session):
@@ -58,16 +64,21 @@ class StragglerDesk:
     def straggling(self, run: RunState, board: RankBoard, findings: Sequence[Finding]) -> None:
         """Take in all stragglers of a run at this moment."""
         now, step = self._clock.monotonic(), board.step()
-        for finding in findings:
-            suspect = finding.verdict.suspects[0] if finding.verdict.suspects else None
-            key = (run.run, suspect.rank if suspect else None, suspect.node if suspect else "")
+        found = {_key(run, finding): finding for finding in findings}
+        self._seen = {
+            key: seen
+            for key, seen in self._seen.items()
+            if key[0] != run.run or (key in found and found[key].verdict.is_ongoing)
+        }
+        for key, finding in found.items():
             known = self._open.get(key)
             if not finding.verdict.is_ongoing:
                 if known is not None:
                     known.found_at = -math.inf  # It has recovered, and the detector knows it.
                 continue
             if known is None:
-                self._open[key] = Open(self._begin(finding, key), now, step, now)
+                if self._is_confirmed(key, now, step):
+                    self._open[key] = Open(self._begin(finding, key), now, step, now)
                 continue
             known.found_at, known.found_step = now, step
             if now - known.renewed_at >= RENEW_SECONDS:
@@ -77,6 +88,10 @@ class StragglerDesk:
             if key[0] == run.run and self._is_over(known, run, now, step):
                 del self._open[key]
                 self._end(known.incident, step)
+
+    def _is_confirmed(self, key: Key, now: float, step: int) -> bool:
+        first_at, first_step = self._seen.setdefault(key, (now, step))
+        return now - first_at >= CONFIRM_SECONDS and step >= first_step + CONFIRM_STEPS
 
     def _is_over(self, known: Open, run: RunState, now: float, step: int) -> bool:
         return (
@@ -125,3 +140,8 @@ class StragglerDesk:
                 resolve(
                     session, row, f"The rank is as fast as its peers again at step {step}.", at=self._clock.realtime()
                 )
+
+
+def _key(run: RunState, finding: Finding) -> Key:
+    suspect = finding.verdict.suspects[0] if finding.verdict.suspects else None
+    return (run.run, suspect.rank if suspect else None, suspect.node if suspect else "")

@@ -248,6 +248,22 @@ def test_a_straggler_is_named_and_restarts_nothing_and_ends_when_it_is_over(tmp_
     play(story)
 
 
+def test_a_burst_of_slow_steps_is_no_straggler(tmp_path):
+    async def story():
+        async with server(tmp_path) as bench:
+            job = FakeJob()
+            await begin(bench, job)
+            for tick in range(40):
+                job.step += 10
+                is_burst = tick in (12, 27)
+                await bench.send(*job.frames(job.healthy(10, slow={3: 1.5} if is_burst else {}), bench.clock))
+                await bench.report(job.report("heartbeat"))
+                await bench.tick(0.5)
+            assert await bench.incidents() == []
+
+    play(story)
+
+
 def test_silence_of_an_agent_raises_nothing(tmp_path):
     async def story():
         async with server(tmp_path) as bench:
