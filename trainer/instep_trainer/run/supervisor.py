@@ -72,7 +72,7 @@ class Supervisor:
         self._records = NodeRecords(options.record_root, options.node, options.run)
         self._hub: Hub | None = None
         self._writer: asyncio.StreamWriter | None = None
-        self._attempt = _highest_attempt(options.folder)
+        self._attempt = -1
         self._stopping = False
         self._ended: Finish | None = None
         self._interrupt = asyncio.Event()
@@ -85,7 +85,7 @@ class Supervisor:
         self._on_signals()
         with _job_lock(self._options):
             sweep(Node(self._options.node, record_root=self._options.record_root))  # makes room for this run
-            _prepare_folder(self._options.folder)
+            self._attempt = _prepare_folder(self._options.folder)
             try:
                 if not await self._interrupted_before(self._ranks.open()):
                     await self._take_part()
@@ -344,20 +344,15 @@ def _job_lock(options: RunOptions) -> Iterator[None]:
         lock.close()
 
 
-def _prepare_folder(folder: Path) -> None:
+def _prepare_folder(folder: Path) -> int:
+    """Return the last attempt whose records are there, so that a resumed run opens a new one; -1 for none."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        return max((int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal()), default=-1)
     except OSError as error:
         raise CannotRun(
             f"Cannot write {folder} ({error.strerror}): give a writable --record-root in shared memory."
         ) from error
-
-
-def _highest_attempt(folder: Path) -> int:
-    """The last attempt whose records are there, so that a resumed run opens a new one; -1 for none."""
-    with contextlib.suppress(FileNotFoundError):
-        return max((int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()), default=-1)
-    return -1
 
 
 def _free_port(address: str) -> int:
