@@ -77,6 +77,8 @@ class Processes:
             except subprocess.TimeoutExpired:
                 started.process.kill()
                 started.process.wait()
+            if started.process.stdout is not None:
+                started.process.stdout.close()
         self._started = [started for started in self._started if started not in chosen]
 
     def left_over(self) -> list[int]:

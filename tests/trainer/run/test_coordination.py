@@ -152,11 +152,31 @@ def test_a_second_different_order_for_an_attempt_that_is_being_ended_is_refused(
     assert [ack["outcome"] for ack in run.told("order_acknowledged")] == ["done", "refused"]
 
 
-def test_exits_after_the_first_failure_count_for_nothing() -> None:
+def test_exits_together_with_the_first_are_told_once_each_and_end_one_attempt() -> None:
+    run = Run()
+    for _ in range(2):
+        run.exits(0, 1)
+        run.exits(2, -9)
+    assert [(body["rank"], body["exit_code"]) for body in run.told("rank_exited")] == [(0, 1), (2, -9)]
+    run.all_stop()
+    run.passes(2.0)
+    assert run.state.attempt == 1
+    assert run.told("local_decision")[0]["reason"] == "rank 2 on node-b ended with signal 9", "killed, not a victim"
+
+
+def test_exits_long_after_the_first_failure_count_for_nothing() -> None:
     run = Run()
     run.exits(2, -9)
+    run.passes(1.0)
     run.exits(0, 1)
     assert len(run.told("rank_exited")) == 1
+
+
+def test_exits_after_an_order_count_for_nothing() -> None:
+    run = Run()
+    run.orders(1)
+    run.exits(0, 1)
+    assert not run.told("rank_exited")
 
 
 def test_without_a_server_the_restart_waits_for_nobody() -> None:

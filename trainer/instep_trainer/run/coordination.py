@@ -15,6 +15,8 @@ from typing import Any
 
 from instep_trainer.run.messages import Finish, Hello, Open, Refused, Stop, Stopped, ToMember, Welcome
 
+TOGETHER_SECONDS = 0.5
+"""Exits this close to the first are told too; what ends later follows from it, or from our own signals."""
 INTERRUPTED = 130
 """Exit status of a run that a person ended."""
 
@@ -110,6 +112,9 @@ class Decision:
     exclude: set[str] = field(default_factory=set)
     is_final: bool = False
     """No further attempt."""
+    exit_code: int = 0
+    """Of the rank whose end brought this decision about; 0 for anything else."""
+    made_at: float = 0.0
 
 
 class Coordination:
@@ -168,14 +173,31 @@ class Coordination:
 
     def exited(self, node: str, attempt: int, rank: int, exit_code: int, now: float) -> list[Effect]:
         """A rank ended: all well at the end of the script, or a failure that ends the attempt."""
+        if attempt == self.attempt and self.stage is Stage.STOPPING and rank not in self._exits:
+            return self._exited_too(node, rank, exit_code, now)
         if attempt != self.attempt or self.stage is not Stage.RUNNING:
             return []
         self._exits[rank] = exit_code
         if exit_code == 0:
             return self._finish(0, "finished") if len(self._exits) == self.world_size else []
-        told = Tell("rank_exited", {"rank": rank, "node": node, "exit_code": exit_code, "reported_by": node}, attempt)
-        reason = f"rank {rank} on {node} ended with {describe_exit(exit_code)}"
-        return [told, *self._end_attempt(Decision(reason, self._decide_at(now)), now)]
+        decision = Decision(_exit_reason(node, rank, exit_code), self._decide_at(now), exit_code=exit_code, made_at=now)
+        return [self._rank_exited(node, rank, exit_code), *self._end_attempt(decision, now)]
+
+    def _exited_too(self, node: str, rank: int, exit_code: int, now: float) -> list[Effect]:
+        """A rank that ended with the first one. A killed rank's peers fail within moments, and may be heard of before
+        it, so all of them are told and the one that was killed is the reason; who is to blame the detectors judge.
+        """
+        decision = self._decision
+        if decision is None or not decision.exit_code or exit_code == 0 or now - decision.made_at > TOGETHER_SECONDS:
+            return []
+        self._exits[rank] = exit_code
+        if exit_code < 0 < decision.exit_code:
+            decision.reason, decision.exit_code = _exit_reason(node, rank, exit_code), exit_code
+        return [self._rank_exited(node, rank, exit_code)]
+
+    def _rank_exited(self, node: str, rank: int, exit_code: int) -> Tell:
+        body = {"rank": rank, "node": node, "exit_code": exit_code, "reported_by": node}
+        return Tell("rank_exited", body, self.attempt)
 
     def stopped(self, node: str, message: Stopped, now: float) -> list[Effect]:
         """A node has no rank of the attempt left."""
@@ -445,6 +467,10 @@ def committed_step(inventories: Iterable[dict[int, list[tuple[int, int]]]]) -> i
         for rank, slots in inventory.items():
             held.setdefault(rank, []).extend((step, attempt) for step, attempt in slots)
     return resume_step(held) if held else None
+
+
+def _exit_reason(node: str, rank: int, exit_code: int) -> str:
+    return f"rank {rank} on {node} ended with {describe_exit(exit_code)}"
 
 
 def describe_exit(exit_code: int) -> str:

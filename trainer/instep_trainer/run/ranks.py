@@ -32,6 +32,8 @@ class RankExit:
     rank: int
     exit_code: int
     """Negative numbers are signals."""
+    is_ours: bool = False
+    """It ended because it was told to, as far as can be told."""
 
 
 class RankProcesses:
@@ -42,6 +44,8 @@ class RankProcesses:
         self._environment = environment
         self._on_exit = on_exit
         self._alive: dict[int, tuple[int, int]] = {}
+        self._signalled: dict[int, set[int]] = {}
+        """pid → signals that it was sent from here."""
         self._pending: dict[str, asyncio.Future[int]] = {}
         self._ready: asyncio.Future[int] | None = None
         self._socket: socket.socket | None = None
@@ -106,8 +110,10 @@ class RankProcesses:
     def _signal_all(self, number: signal.Signals) -> None:
         for pid in list(self._alive):
             is_deaf = number is signal.SIGTERM and _state_letter(pid) in "tT"
+            sent = signal.SIGKILL if is_deaf else number
+            self._signalled.setdefault(pid, set()).add(int(sent))
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL if is_deaf else number)
+                os.killpg(pid, sent)
 
     def close(self) -> None:
         """End the zygote, and with it whatever ranks are left."""
@@ -153,12 +159,14 @@ class RankProcesses:
 
     def _ended(self, pid: int, exit_code: int) -> None:
         attempt, rank = self._alive.pop(pid, (-1, -1))
+        sent = self._signalled.pop(pid, set())
+        is_ours = bool(sent) and (exit_code >= 0 or -exit_code in sent)  # told to end, a script may end as it likes
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)  # what the rank left behind, such as loader workers
         if not self._alive:
             self._all_gone.set()
         if attempt >= 0:
-            self._on_exit(RankExit(attempt, rank, exit_code))
+            self._on_exit(RankExit(attempt, rank, exit_code, is_ours))
 
     def _zygote_gone(self) -> None:
         self._let_go()

@@ -73,7 +73,6 @@ class Supervisor:
         self._hub: Hub | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._attempt = -1
-        self._stopping = False
         self._ended: Finish | None = None
         self._interrupt = asyncio.Event()
         self._mark = secrets.token_hex(8)
@@ -211,7 +210,7 @@ class Supervisor:
     # Ranks ------------------------------------------------------------------------------------------------------------
 
     async def _start_ranks(self, opening: Open) -> None:
-        self._attempt, self._stopping = opening.attempt, False
+        self._attempt = opening.attempt
         self._records.begin(opening.attempt)
         for local_rank, rank in enumerate(opening.ranks):
             environment = rank_environment(self._options, opening, local_rank, os.getpid())
@@ -230,7 +229,6 @@ class Supervisor:
         return Task([*python, *options.argv], "exec", environment, output)
 
     async def _stop_ranks(self, attempt: int) -> None:
-        self._stopping = True
         left = await self._ranks.stop(self._options.stop_grace_seconds)
         if left:
             raise CannotRun(
@@ -241,7 +239,8 @@ class Supervisor:
         self._say(Stopped(attempt=attempt, inventory=inventory, port_offer=_free_port(self._options.address)))
 
     def _on_exit(self, exit_: RankExit) -> None:
-        if exit_.attempt == self._attempt and not self._stopping:
+        # While ranks are being ended, one that had died of something else is still news: it may be the cause.
+        if exit_.attempt == self._attempt and not exit_.is_ours:
             self._say(Exited(attempt=exit_.attempt, rank=exit_.rank, exit_code=exit_.exit_code))
 
     async def _dump(self, request: Dump) -> None:
@@ -289,7 +288,6 @@ class Supervisor:
     async def _interrupted(self, writer: asyncio.StreamWriter) -> None:
         await self._interrupt.wait()
         log.info("interrupted: ending this node's ranks")
-        self._stopping = True
         if self._hub is not None:
             self._hub.interrupt()
         writer.close()
