@@ -18,8 +18,6 @@ OUTAGE_SECONDS = 20.0
 CALM_SECONDS_MIN = 5.0
 START_SECONDS = 12.0
 """What starting and ending a job takes, for the estimate of the whole."""
-STEPS_SPARE_RATIO = 1.3
-"""A machine that becomes faster meanwhile must not end the job before its last disturbance."""
 EVALUATION_EVERY = 100
 EVALUATION_BATCHES = 150
 """Several seconds on two cores."""
@@ -38,6 +36,14 @@ class Outage(StrEnum):
     def is_of_agent(self) -> bool:
         """Whether a node falls silent, and the server is there to see it."""
         return self in (Outage.AGENT_KILLED, Outage.AGENT_STOPPED)
+
+
+class End(StrEnum):
+    """How a job ends."""
+
+    STEPS = "its end after the last step"
+    STOPPED = "stopped by hand (SIGTERM)"
+    ASKED = "early finish, without an error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +70,10 @@ class Job:
     start: str
     """What is peculiar to its beginning, the first row of the table."""
     disturbances: tuple[Disturbance, ...] = ()
-    takes_pauses: bool = True
-    """Whether it ends when it is asked to; the bundled trainer ends after its steps."""
+    end: End = End.ASKED
     seconds: float = 0.0
     """Rough length without the calm between disturbances."""
 
-    def steps_argument(self, calm: float, steps_per_second: float) -> list[str]:
-        """Return the number of steps that lasts for every disturbance, for a script that cannot be asked to end."""
-        if self.takes_pauses or "--steps" in self.script:
-            return []
-        whole_seconds = STEPS_SPARE_RATIO * (self.seconds + calm * (len(self.disturbances) + 1))
-        return ["--steps", str(round(whole_seconds * steps_per_second))]
 
 
 def draw_jobs(seed: int) -> list[Job]:
@@ -89,16 +88,23 @@ def draw_jobs(seed: int) -> list[Job]:
     evaluating = ("--evaluate-every", str(EVALUATION_EVERY), "--evaluate-batches", str(EVALUATION_BATCHES))
     marked, foreign = _pauses(drawn), (*_pauses(drawn), *_outages(drawn))
     slow_start = f"slow first step ({COMPILE_SECONDS:.0f} s and more)"
-    return [  # The first tells how fast this machine makes the trainer's steps.
+    return [
         Job(
             "soak-trainer",
             "annotated trainer",
             (*trainer, *evaluating, "--steps", str(TRAINER_STEPS)),
             f"{TRAINER_STEPS} steps, an evaluation every {EVALUATION_EVERY}, then its end",
-            takes_pauses=False,
+            end=End.STEPS,
             seconds=75.0,
         ),
-        _job("soak-outages", "annotated trainer, parts go away", trainer, "start", _outages(drawn), takes_pauses=False),
+        _job(
+            "soak-outages",
+            "annotated trainer, parts go away",
+            (*trainer, "--steps", "1000000"),
+            "start",
+            _outages(drawn),
+            end=End.STOPPED,
+        ),
         _job("soak-marked", "annotated script", (str(SCRIPTS / "annotated.py"), *compiling), slow_start, marked),
         _job("soak-foreign", "foreign script", (str(SCRIPTS / "foreign.py"), *compiling), slow_start, foreign),
     ]
@@ -111,11 +117,11 @@ def _job(
     start: str,
     disturbances: tuple[Disturbance, ...],
     *,
-    takes_pauses: bool = True,
+    end: End = End.ASKED,
 ) -> Job:
-    compile_seconds = COMPILE_SECONDS if takes_pauses else 0.0
+    compile_seconds = COMPILE_SECONDS if "--compile-seconds" in script else 0.0
     seconds = START_SECONDS + compile_seconds + sum(disturbance.seconds for disturbance in disturbances)
-    return Job(run, title, script, start, disturbances, takes_pauses, seconds)
+    return Job(run, title, script, start, disturbances, end, seconds)
 
 
 def _pauses(drawn: random.Random) -> tuple[Disturbance, ...]:

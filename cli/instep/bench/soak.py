@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from instep.bench.disturbances import (
-    EVALUATION_EVERY,
     NODES,
     OUTAGE_SECONDS,
     RANKS_PER_NODE,
     Disturbance,
+    End,
     Job,
     Outage,
     calm_seconds,
@@ -66,13 +66,10 @@ def main(arguments: Sequence[str]) -> int:
 def soak(jobs: Sequence[Job], calm: float) -> tuple[list[Row], list[Said], list[int]]:
     """Run the jobs in turn; return the table's rows, everything that was said, and the pids that were left over."""
     rows: list[Row] = []
-    rate = 0.0
     with LocalCluster(NODES) as cluster:
         watcher = Watcher(lambda: cluster.client)
         for job in jobs:
-            soaked = Soaked(cluster, watcher, job, calm=calm, rate=rate)
-            rows += soaked.run()
-            rate = rate or steps_per_second(soaked.losses.made)
+            rows += Soaked(cluster, watcher, job, calm).run()
         left = cluster.close()
     said = sorted(watcher.said.values(), key=lambda one: one.at)
     attribute(rows, said, watcher.attempts)
@@ -82,10 +79,10 @@ def soak(jobs: Sequence[Job], calm: float) -> tuple[list[Row], list[Said], list[
 class Soaked:
     """One job, from its start to its end."""
 
-    def __init__(self, cluster: LocalCluster, watcher: Watcher, job: Job, *, calm: float, rate: float) -> None:
-        self._cluster, self._watcher, self._job, self._calm, self._rate = cluster, watcher, job, calm, rate
+    def __init__(self, cluster: LocalCluster, watcher: Watcher, job: Job, calm: float) -> None:
+        self._cluster, self._watcher, self._job, self._calm = cluster, watcher, job, calm
         self._out = cluster.folder / job.run
-        self.losses = LossTail(self._out / "losses.jsonl")
+        self._losses = LossTail(self._out / "losses.jsonl")
         self._rows: list[Row] = []
         self._attempt = 0
 
@@ -93,17 +90,15 @@ class Soaked:
         """Return a row for the start, one for each disturbance, one for the end."""
         self._begin(self._job.start)
         supervisors = self._start()
-        if not self._wait(lambda: self.losses.step >= 1, FIRST_STEP_SECONDS_MAX):
+        if not self._wait(lambda: self._losses.step >= 1, FIRST_STEP_SECONDS_MAX):
             raise ClusterError(f"{self._job.title} made no step:\n{tail(supervisors[0].log)}")
-        if self._job.takes_pauses or self._job.disturbances:
+        if self._job.end is not End.STEPS:
             self._rest()
             for disturbance in self._job.disturbances:
                 self._begin(disturbance.name)
                 self._disturb(disturbance)
                 self._rest()
-            self._begin("early finish, without an error" if self._job.takes_pauses else "its end after the last step")
-            if self._job.takes_pauses:
-                self._ask({"kind": "finish"})
+            self._begin(self._job.end.value)
         self._end(supervisors)
         return self._rows
 
@@ -118,9 +113,9 @@ class Soaked:
         if self._rows:
             row = self._rows[-1]
             row.seconds = time.time() - row.began_at
-            self.losses.read()
-            row.longest_pause_seconds = longest_pause_seconds(self.losses.made, row.began_at)
-            newest = max(0, self.losses.attempt)
+            self._losses.read()
+            row.longest_pause_seconds = longest_pause_seconds(self._losses.made, row.began_at)
+            newest = max(0, self._losses.attempt)
             row.restarts, self._attempt = newest - self._attempt, newest
 
     # The job ----------------------------------------------------------------------------------------------------------
@@ -136,7 +131,7 @@ class Soaked:
                 nnodes=str(len(NODES)),
                 per_node=RANKS_PER_NODE,
                 options=[*options, "--node-rank", str(place)],
-                script=[*self._job.script, "--out", str(self._out), *self._job.steps_argument(self._calm, self._rate)],
+                script=[*self._job.script, "--out", str(self._out)],
             )
             for place, node in enumerate(NODES)
         ]
@@ -145,7 +140,7 @@ class Soaked:
         row = self._rows[-1]
         if disturbance.pause is not None:
             due = self._ask(disturbance.pause) + disturbance.pause.get("steps", 0)
-            if not self._wait(lambda: self.losses.step > due, disturbance.seconds + PAUSE_SECONDS_MAX):
+            if not self._wait(lambda: self._losses.step > due, disturbance.seconds + PAUSE_SECONDS_MAX):
                 row.wrong.append("the job did not go on")
         elif disturbance.outage in (Outage.SERVER_STOPPED, Outage.SERVER_KILLED):
             self._server_away(is_killed=disturbance.outage is Outage.SERVER_KILLED)
@@ -154,8 +149,8 @@ class Soaked:
 
     def _ask(self, pause: dict[str, Any]) -> int:
         """Ask the script for a pause; return the step after which it is due."""
-        self.losses.read()
-        due = self.losses.step + LEAD_STEPS
+        self._losses.read()
+        due = self._losses.step + LEAD_STEPS
         with (self._out / "pauses.jsonl").open("a") as file:
             file.write(json.dumps(pause | {"step": due}) + "\n")
         return due
@@ -163,7 +158,7 @@ class Soaked:
     def _server_away(self, *, is_killed: bool) -> None:
         port = int(self._cluster.url.rpartition(":")[2])
         self._cluster.processes.signal("server", signal.SIGKILL if is_killed else signal.SIGSTOP)
-        time.sleep(OUTAGE_SECONDS)
+        self._wait(lambda: False, OUTAGE_SECONDS, is_server_there=False)
         if is_killed:
             self._cluster.start_server(port)
         else:
@@ -187,24 +182,31 @@ class Soaked:
             row.wrong.append("its ranks were not heard of again")
 
     def _end(self, supervisors: Sequence[Started]) -> None:
-        """Wait until the job has ended by itself, and a little longer: an alarm at the end would be one too."""
+        """Wait until the job has ended, and a little longer: an alarm at the end would be one too."""
+        if self._job.end is End.ASKED:
+            self._ask({"kind": "finish"})
+        elif self._job.end is End.STOPPED:
+            for started in supervisors:
+                started.process.terminate()
         codes = [started.process.poll for started in supervisors]
         self._wait(lambda: all(code() is not None for code in codes), END_SECONDS_MAX)
         self._rest()
         self._close_row()
         for started in supervisors:
-            if started.process.poll() != 0:
-                self._rows[-1].wrong.append(f"{started.name} ended with {started.process.poll()}")
+            code = started.process.poll()
+            if code is None or (code != 0 and self._job.end is not End.STOPPED):
+                self._rows[-1].wrong.append(f"{started.name} ended with {code}" if code else f"{started.name} goes on")
                 print(tail(started.log), file=sys.stderr)
         self._cluster.processes.end(*(started.name for started in supervisors))
 
     def _rest(self) -> None:
         self._wait(lambda: False, self._calm)
 
-    def _wait(self, seen: Callable[[], bool], seconds_max: float) -> bool:
+    def _wait(self, seen: Callable[[], bool], seconds_max: float, *, is_server_there: bool = True) -> bool:
         def look() -> bool:
-            self.losses.read()
-            self._watcher.look(self._job.run)
+            self._losses.read()
+            if is_server_there:
+                self._watcher.look(self._job.run)
             return seen()
 
         return wait_until(look, seconds_max, every_seconds=0.2)
@@ -214,12 +216,6 @@ def longest_pause_seconds(made: Sequence[Made], since: float) -> float:
     """Return the longest time between two steps of which the later one was seen after `since`; 0 when there is
     none."""
     return max((after.at - before.at for before, after in pairwise(made) if after.at >= since), default=0.0)
-
-
-def steps_per_second(made: Sequence[Made]) -> float:
-    """Return the rate between the tenth step and the first evaluation, 0 when there are not so many."""
-    chosen = [one for one in made if 10 <= one.step < EVALUATION_EVERY]
-    return (len(chosen) - 1) / (chosen[-1].at - chosen[0].at) if len(chosen) > 10 else 0.0
 
 
 def report(rows: Sequence[Row], said: Sequence[Said], left: Sequence[int]) -> list[str]:
