@@ -24,6 +24,8 @@ CONFIRM_SECONDS = 0.9
 CONFIRM_STEPS = 4
 """A finding must still stand this long and this many steps after it was first made: one moment's disturbance (another
 process on the node, a burst of interrupts) looks like a slow rank for some steps, and is nobody's fault."""
+COST_GPU_SECONDS_MIN = 0.3
+"""Less lost than this is nothing to look at; in a job of real size one slow step costs more."""
 CLEAR_SECONDS = 10.0
 CLEAR_STEPS = 10
 """Not found for this long and this many steps: over. A job that stands still proves nothing."""
@@ -77,7 +79,8 @@ class StragglerDesk:
                     known.found_at = -math.inf  # It has recovered, and the detector knows it.
                 continue
             if known is None:
-                if self._is_confirmed(key, now, step):
+                is_costly = finding.verdict.cost_gpu_seconds >= COST_GPU_SECONDS_MIN
+                if self._is_confirmed(key, now, step) and is_costly:
                     self._open[key] = Open(self._begin(finding, key), now, step, now)
                 continue
             known.found_at, known.found_step = now, step
