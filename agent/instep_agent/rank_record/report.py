@@ -14,11 +14,19 @@ from instep_agent.wire import CollectiveEntry, GroupReport, RankReport
 STALLED_AFTER_SECONDS = 1.0
 """A rank silent for longer is reported with its last collectives."""
 COLLECTIVES_MAX = 64
+"""In a report on the wire every second; a dump, taken once, may hold more."""
 FUTURE_NS_MAX = 1_000_000_000
 """A time further ahead than this is not a late clock reading but nonsense, and not believed."""
 
 
-def report(record: RankRecord, *, now_monotonic_ns: int, boot_id: str | None = None, proc: Path = PROC) -> RankReport:
+def report(
+    record: RankRecord,
+    *,
+    now_monotonic_ns: int,
+    boot_id: str | None = None,
+    proc: Path = PROC,
+    collectives_max: int = COLLECTIVES_MAX,
+) -> RankReport:
     """Give what goes on the wire for a record read at `now_monotonic_ns` of this node's CLOCK_MONOTONIC.
 
     Raise RecordStale when the record is from before the last boot (`boot_id`: this boot's, read when not given).
@@ -51,7 +59,7 @@ def report(record: RankRecord, *, now_monotonic_ns: int, boot_id: str | None = N
         cpu_seconds=look.cpu_seconds,
         groups=tuple(_group(state, now_monotonic_ns) for state in record.groups),
         steps=record.steps,
-        collectives=_tail(record, now_monotonic_ns) if age > STALLED_AFTER_SECONDS else (),
+        collectives=_tail(record, now_monotonic_ns, collectives_max) if age > STALLED_AFTER_SECONDS else (),
         unobserved=identity.unobserved,
     )
 
@@ -102,9 +110,9 @@ def _group(state: GroupState, now_ns: int) -> GroupReport:
     )
 
 
-def _tail(record: RankRecord, now_ns: int) -> tuple[CollectiveEntry, ...]:
+def _tail(record: RankRecord, now_ns: int, most: int) -> tuple[CollectiveEntry, ...]:
     """Give the last collectives, oldest first."""
-    return tuple(_entry(record, entry, now_ns) for entry in record.collectives[-COLLECTIVES_MAX:])
+    return tuple(_entry(record, entry, now_ns) for entry in record.collectives[-most:])
 
 
 def _entry(record: RankRecord, entry: Collective, now_ns: int) -> CollectiveEntry:

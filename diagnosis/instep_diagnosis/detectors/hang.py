@@ -17,7 +17,9 @@ from instep_diagnosis.detectors.confidence import (
     confidence,
 )
 from instep_diagnosis.detectors.culprit import HostState, host_state
+from instep_diagnosis.detectors.habits import departing
 from instep_diagnosis.detectors.mismatch import Mismatch, find_mismatch, mismatch_evidence
+from instep_diagnosis.detectors.stacks import is_outside_torch, main_thread
 from instep_diagnosis.detectors.stall import Stall, StallReason, is_frozen
 from instep_diagnosis.detectors.waits import Wait, WaitGraph, wait_graph
 from instep_diagnosis.detectors.words import entry_words, have, ranks_words
@@ -195,11 +197,15 @@ def _mismatched(case: _Case, mismatch: Mismatch) -> Verdict:
 
 
 def _circle(case: _Case) -> Verdict:
-    """Ranks that wait for one another: those on the smaller side of the waits went past what the others are in."""
-    waits = [wait for wait in case.graph.waits if wait.targets and not wait.is_weak]
+    """Ranks that wait for one another: one of them went past what the others are in."""
+    waits = [wait for wait in case.graph.waits if wait.targets and not wait.is_weak and not wait.is_left]
     scores = _minority_scores(waits)
-    best = max(scores.values(), default=0.0)
-    tied = sorted(rank for rank, score in scores.items() if score == best and rank in case.states)
+    outside = [rank for rank in scores if _is_outside(case, rank)]
+    if not waits or (outside and len(outside) < len(scores)):
+        # An operation that runs beside its caller makes it look as if it waited; its stack knows better.
+        on = {rank: [wait for wait in waits if rank in wait.targets] for rank in sorted(outside)}
+        return _blame(case, on) if waits else _unknown(case)
+    tied = _went_past(case, scores)
     is_tie = len(tied) > 1
     sure = confidence(LOCALISED_IN_CIRCLE, 0.0, known_share=case.known_share, tied=len(tied))
     suspects = [
@@ -216,6 +222,23 @@ def _circle(case: _Case) -> Verdict:
         summary=_circle_words(tied, waits, is_tie),
         evidence=(*_wait_evidence(case, waits), *_host_evidence(case, tied)),
     )
+
+
+def _is_outside(case: _Case, rank: int) -> bool:
+    """Whether a rank is seen neither in a collective nor anywhere else in torch, doing nothing that may take long."""
+    state = case.states.get(rank)
+    stack = main_thread(state.stacks) if state else None
+    return state is not None and stack is not None and is_outside_torch(stack) and not host_state(state).benign
+
+
+def _went_past(case: _Case, scores: Mapping[int, float]) -> list[int]:
+    """Who left something out: those that departed from their own habit; where that tells nothing, those on the
+    smaller side of most waits."""
+    known = {rank: score for rank, score in scores.items() if rank in case.states}
+    strays = set(departing(case.states[rank] for rank in known))
+    known = {rank: score for rank, score in known.items() if not strays or rank in strays}
+    best = max(known.values(), default=0.0)
+    return sorted(rank for rank, score in known.items() if score == best)
 
 
 def _minority_scores(waits: Iterable[Wait]) -> dict[int, float]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from instep_diagnosis.detectors.habits import departing
 from instep_diagnosis.detectors.waits import is_point_to_point
 from instep_diagnosis.detectors.words import ranks_words
 from instep_diagnosis.evidence import JobState, RankState
@@ -118,7 +119,11 @@ def _agree(called: dict[int, Signature]) -> bool:
 def _judge(
     job: JobState, key: str, seq: int, called: dict[int, Signature], history: dict[int, dict[int, Signature]]
 ) -> Mismatch:
+    strays = set(departing(state for state in job.ranks if state.rank in called))
     counts = Counter(called.values()).most_common()
+    if len(counts) > 1 and counts[0][1] == counts[1][1] and strays:
+        # As many on either side: those that did as always are right.
+        counts = Counter(own for rank, own in called.items() if rank not in strays).most_common()
     is_tie = len(counts) > 1 and counts[0][1] == counts[1][1]
     expected = None if is_tie else counts[0][0]
     culprits = tuple(sorted(rank for rank, own in called.items() if own != expected))

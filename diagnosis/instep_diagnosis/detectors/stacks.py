@@ -13,6 +13,7 @@ _LIBRARY = re.compile(
 )
 # The bundled trainer, and a drill inside it, are the script; the rest of Instep is a library to it.
 _COLLECTIVE = re.compile(r"torch/distributed/(?!checkpoint|run\.py|launcher|elastic)")
+_MAY_WAIT = re.compile(r"/torch/|/instep_[a-z]+/")
 # Only frames that are on the stack while compiling: eval_frame.py also stands under every compiled call.
 _BENIGN_FILES = (
     ("saving a checkpoint", re.compile(r"torch/(serialization\.py|distributed/checkpoint/)|safetensors/")),
@@ -57,6 +58,22 @@ def is_in_collective(stack: ThreadStack) -> bool:
             return False
         if _COLLECTIVE.search(frame.file):
             return True
+    return False
+
+
+def is_outside_torch(stack: ThreadStack) -> bool:
+    """Whether nothing of torch or of Instep stands above the script's own innermost frame: it can sit in no
+    collective.
+
+    >>> frames = (StackFrame(function="sleep", file="/srv/train.py", line=3),)
+    >>> is_outside_torch(ThreadStack(name="", is_main=True, is_active=False, owns_gil=False, frames=frames))
+    True
+    """
+    for frame in stack.frames:
+        if not _LIBRARY.search(frame.file):
+            return True
+        if _MAY_WAIT.search(frame.file):
+            return False
     return False
 
 

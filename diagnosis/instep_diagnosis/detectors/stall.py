@@ -170,11 +170,15 @@ def is_frozen(state: RankState) -> bool:
 def _unheard(job: JobState, graph: WaitGraph, settings: HangSettings) -> list[_Finding]:
     """Long waits for ranks that nothing is known of: a reason to ask, never to accuse."""
     patience = stall_patience_seconds(job, settings)
-    waits = [wait for wait in graph.waits if wait.unknown and not wait.targets and wait.age_seconds >= patience]
+    waits = [wait for wait in graph.waits if _is_unheard(wait) and wait.age_seconds >= patience]
     if not waits or graph.roots():
         return []
     waited = max(wait.age_seconds for wait in waits)
     return [_Finding(StallReason.UNKNOWN_RANK, Certainty.SUSPECT, None, tuple(waits), waited, patience)]
+
+
+def _is_unheard(wait: Wait) -> bool:
+    return bool(wait.unknown) and not wait.targets and not wait.is_left
 
 
 def _alone(job: JobState, states: dict[int, RankState], graph: WaitGraph, settings: HangSettings) -> list[_Finding]:
@@ -196,7 +200,7 @@ def _mutual(job: JobState, graph: WaitGraph, settings: HangSettings) -> list[_Fi
     """A circle of waits, or a collective that everybody entered and that does not complete."""
     patience = stall_patience_seconds(job, settings)
     if graph.waiting and not graph.roots():
-        circle = tuple(wait for wait in graph.waits if wait.targets)
+        circle = tuple(wait for wait in graph.waits if wait.targets and not wait.is_left)
         if min(wait.age_seconds for wait in circle) >= patience:
             waited = max(wait.age_seconds for wait in circle)
             return [_Finding(StallReason.DEADLOCK, Certainty.CONFIRMED, None, circle, waited, patience)]

@@ -14,10 +14,14 @@ from instep_agent.wire import GroupReport
 from instep_diagnosis.evidence import JobState, RankState
 
 POINT_TO_POINT = re.compile(r"^(?:\w+:)?(?:i|batch_i)?(?P<way>send|recv)(?![a-z])", re.IGNORECASE)
+PAIR_DESCRIPTION = "p2p"
+"""How the record describes the two ends of one direction, sender first: a send and its receive have the same number
+there, so the rule of every collective holds: whoever has entered less is waited for."""
 _PEERS = re.compile(r"(\d+)\s*(->|<-)\s*(\d+)")
 # A call that came back on NCCL may still run on the device. Only in these phases is a rank that shows no progress in
 # it.
 _BLOCKING_PHASES = frozenset({"wait", "backward", "optimizer"})
+_AWAY_PHASES = frozenset({"data", "checkpoint", "evaluation", "finished", "teardown"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,8 @@ class Wait:
     """Members that nothing fresh is known of, or not in this group."""
     is_weak: bool = False
     """The peer of a point-to-point operation was not recorded, so `targets` is everybody who could be it."""
+    is_left: bool = False
+    """The rank has gone on to a phase away from its work since: the operation runs beside it and holds nobody up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +54,11 @@ class WaitGraph:
     @property
     def waiting(self) -> frozenset[int]:
         """Ranks that wait for somebody who is known to be behind."""
-        return frozenset(wait.rank for wait in self.waits if wait.targets)
+        return frozenset(wait.rank for wait in self.waits if wait.targets and not wait.is_left)
 
     def roots(self) -> dict[int, tuple[Wait, ...]]:
         """Ranks that are waited for and wait for nobody, with the waits on them."""
-        blocked = {wait.rank for wait in self.waits if wait.targets and not wait.is_weak}
+        blocked = {wait.rank for wait in self.waits if wait.targets and not wait.is_weak and not wait.is_left}
         strong = self._waited_for(blocked, with_weak=False)
         if strong:
             return strong
@@ -61,8 +67,10 @@ class WaitGraph:
 
     def _waited_for(self, blocked: set[int] | frozenset[int], *, with_weak: bool) -> dict[int, tuple[Wait, ...]]:
         roots: dict[int, list[Wait]] = {}
-        weak_waiters = {wait.rank for wait in self.waits if wait.is_weak and wait.targets}
+        weak_waiters = {wait.rank for wait in self.waits if wait.is_weak and wait.targets and not wait.is_left}
         for wait in self.waits:
+            if wait.is_left:
+                continue
             for target in wait.targets:
                 if target in blocked or target in weak_waiters or (wait.is_weak and not with_weak):
                     continue
@@ -101,6 +109,11 @@ def is_point_to_point(op: str) -> bool:
     return POINT_TO_POINT.match(op) is not None
 
 
+def is_pair(group: GroupReport) -> bool:
+    """Whether a group is one direction between two ranks, in which transfers are numbered like collectives."""
+    return group.size == 2 and group.description.split(" ", 1)[0] == PAIR_DESCRIPTION
+
+
 def _group_waits(job: JobState, fresh: dict[int, RankState], key: str) -> list[Wait]:
     reports = {rank: group for rank, state in fresh.items() for group in state.groups if group.key == key}
     members = _members(job, reports)
@@ -117,25 +130,52 @@ def _group_waits(job: JobState, fresh: dict[int, RankState], key: str) -> list[W
     for rank, group in sorted(reports.items()):
         if not _is_open(fresh[rank], group):
             continue
-        if is_point_to_point(group.op):
-            waits.append(_peer_wait(fresh, rank, group, members))
+        is_left = _has_left(fresh[rank], group)
+        if is_pair(group) and _takes_from_any(fresh, unknown):
+            waits.append(_send_to_any(fresh, rank, group, unknown, is_left=is_left))
+        elif _is_unnumbered(group):
+            waits.append(_peer_wait(job, fresh, rank, group, members, is_left=is_left))
         else:
-            seq = group.entered_seq or 0
-            waits.append(Wait(rank, group, seq, _age(fresh[rank], group), behind[seq], unknown))
+            seq, age = group.entered_seq or 0, _age(fresh[rank], group)
+            waits.append(Wait(rank, group, seq, age, behind[seq], unknown, is_left=is_left))
     return waits
+
+
+def _is_unnumbered(group: GroupReport) -> bool:
+    """A transfer recorded in a larger group, whose peer only its name can tell."""
+    return is_point_to_point(group.op) and not is_pair(group)
+
+
+def _has_left(state: RankState, group: GroupReport) -> bool:
+    """Whether the rank began to save, evaluate or fetch data after it entered: then it does not sit in the operation,
+    which was not waited for, or whose end nobody has looked at yet."""
+    report = state.report
+    if report.phase not in _AWAY_PHASES or report.phase_age_seconds is None:
+        return False
+    return group.entered_age_seconds is not None and report.phase_age_seconds < group.entered_age_seconds
 
 
 def _entered_seq(state: RankState, group: GroupReport) -> int | None:
     """The last collective a rank entered in a group: from its ring where its newest operation was a transfer."""
-    if not is_point_to_point(group.op):
+    if not _is_unnumbered(group):
         return group.entered_seq
     seqs = [e.seq for e in state.collectives if e.group_key == group.key and not is_point_to_point(e.op)]
     return max(seqs, default=None)
 
 
-def _peer_wait(fresh: dict[int, RankState], rank: int, group: GroupReport, members: tuple[int, ...]) -> Wait:
+def _peer_wait(
+    job: JobState,
+    fresh: dict[int, RankState],
+    rank: int,
+    group: GroupReport,
+    members: tuple[int, ...],
+    *,
+    is_left: bool,
+) -> Wait:
     peer = _peer(group, members, rank)
-    candidates = members if peer is None else (peer,)
+    # A receive from any source is recorded alone: anybody may be the one who does not send.
+    everybody = tuple(range(job.world_size)) if group.size == 1 else members
+    candidates = everybody if peer is None else (peer,)
     others = tuple(r for r in candidates if r != rank)
     return Wait(
         rank=rank,
@@ -145,7 +185,26 @@ def _peer_wait(fresh: dict[int, RankState], rank: int, group: GroupReport, membe
         targets=tuple(r for r in others if r in fresh and not _faces(fresh[r], group, rank, members)),
         unknown=tuple(r for r in others if r not in fresh),
         is_weak=peer is None,
+        is_left=is_left,
     )
+
+
+def _takes_from_any(fresh: dict[int, RankState], peers: tuple[int, ...]) -> bool:
+    """Whether these ranks receive from any source: what they take is then not recorded with its sender."""
+    return bool(peers) and all(rank in fresh and any(map(_is_from_any, fresh[rank].groups)) for rank in peers)
+
+
+def _is_from_any(group: GroupReport) -> bool:
+    return group.size == 1 and group.op == "recv_any_source"
+
+
+def _send_to_any(
+    fresh: dict[int, RankState], rank: int, group: GroupReport, peers: tuple[int, ...], *, is_left: bool
+) -> Wait:
+    """A send to a rank that receives from any source: it waits for that rank, unless it is just receiving."""
+    busy = [p for p in peers if not any(_is_from_any(g) and _is_open(fresh[p], g) for g in fresh[p].groups)]
+    seq, age = group.entered_seq or 0, _age(fresh[rank], group)
+    return Wait(rank, group, seq, age, tuple(busy), (), is_weak=True, is_left=is_left)
 
 
 def _peer(group: GroupReport, members: tuple[int, ...], rank: int) -> int | None:
@@ -174,7 +233,7 @@ def _way(op: str) -> str:
 
 def _has_open_transfer(state: RankState, key: str) -> bool:
     """A member that sits in a send or receive of the group has not entered the collective that others wait in."""
-    return any(g.key == key and is_point_to_point(g.op) and _is_open(state, g) for g in state.groups)
+    return any(g.key == key and _is_unnumbered(g) and _is_open(state, g) for g in state.groups)
 
 
 def _members(job: JobState, reports: dict[int, GroupReport]) -> tuple[int, ...]:

@@ -78,3 +78,22 @@ def test_a_step_is_all_optimizers_since_the_last_forward() -> None:
         assert all(step.backward_seconds > 0 for step in record.steps)
         assert record.heartbeat is not None
         assert record.heartbeat.phase.name == "finished"
+
+
+def test_transfers_of_groups_that_are_alike_have_numbers_of_their_own_and_the_same_at_both_ends() -> None:
+    with launch.record_root() as root:
+        done = launch.run(root, SCRIPTS / "transfers.py", options=("--nproc-per-node", "2"))
+        assert done.returncode == 0, done.stderr
+        found = launch.records(root)
+    numbers = {
+        rank: [
+            (record.groups[entry.group].group.key, entry.seq)
+            for entry in record.collectives
+            if entry.op.name in POINT_TO_POINT
+        ]
+        for rank, record in found.items()
+    }
+    first, *second = numbers[0]
+    assert numbers[0] == numbers[1]
+    assert ([first[1]], [seq for _key, seq in second]) == ([1], [1, 2])
+    assert len({key for key, _seq in numbers[0]}) == 2

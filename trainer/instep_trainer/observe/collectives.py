@@ -123,7 +123,8 @@ class CollectiveObserver:
         key = (*pair, group.group_name)
         if key not in self._pairs:
             ranks = tuple(members[rank] for rank in pair if rank >= 0)
-            slot = self._writer.declare_group(ranks, f"p2p {adapter.group_description(group)}".strip(), 0)
+            description = f"p2p {adapter.group_description(group)}".strip()
+            slot = self._writer.declare_group(ranks, description, adapter.pair_ordinal(group, ranks))
             self._pairs[key] = (slot, [0])
         return self._pairs[key]
 

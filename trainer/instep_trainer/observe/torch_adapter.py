@@ -99,6 +99,19 @@ def group_ordinal(group: Any) -> int:
     return ordinal
 
 
+def pair_ordinal(group: Any, ranks: Sequence[int]) -> int:
+    """Return how many groups of the same description that hold these ranks were created before this one: the two ends
+    of a transfer count alike, and transfers of another group have numbers of their own."""
+    description, ordinal = group_description(group), 0
+    for other in distributed_c10d._world.pg_names:
+        if isinstance(other, int):
+            continue  # a group that this rank is not in
+        if other is group or other == group:
+            break
+        ordinal += group_description(other) == description and set(ranks) <= set(group_members(other))
+    return ordinal
+
+
 def is_initialised() -> bool:
     """Whether the default process group exists."""
     return bool(dist.is_available() and dist.is_initialized())

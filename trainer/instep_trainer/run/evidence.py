@@ -12,6 +12,7 @@ from pathlib import Path
 
 from instep_agent.errors import AgentError, RankRecordError
 from instep_agent.rank_record import RecordReader, report
+from instep_agent.rank_record.report import COLLECTIVES_MAX
 from instep_agent.stacks import stacks_of
 from instep_agent.wire import RankDump, RankReport, ThreadStack
 
@@ -21,6 +22,10 @@ log = logging.getLogger("instep.run")
 STACK_SECONDS_MAX = 2.0
 ANSWER_SECONDS_MAX = 0.5
 STACKS_AT_ONCE = 4
+COLLECTIVES_OF_A_RANK_MAX = 512
+"""Some steps of a large model: what a rank always does tells what it left out."""
+COLLECTIVES_OF_A_JOB_MAX = 32_768
+"""So that all dumps of a large job together still make one report of a few megabytes."""
 
 
 class NodeRecords:
@@ -54,7 +59,8 @@ class NodeRecords:
         for rank, reader in list(self._readers.items()):
             try:
                 record = reader.read(with_collectives=True) if with_collectives else reader.read(with_collectives=False)
-                reports.append(report(record, now_monotonic_ns=time.monotonic_ns()))
+                most = _collectives_max(record.identity.world_size)
+                reports.append(report(record, now_monotonic_ns=time.monotonic_ns(), collectives_max=most))
             except (RankRecordError, OSError) as error:
                 log.debug("record of rank %s: %s", rank, error)
                 self._readers.pop(rank).close()
@@ -66,6 +72,10 @@ class NodeRecords:
                 if name.isdigit() and int(name) not in self._readers:
                     with contextlib.suppress(RankRecordError, OSError):  # not complete yet: next time
                         self._readers[int(name)] = RecordReader(self.folder / name)
+
+
+def _collectives_max(world_size: int) -> int:
+    return min(COLLECTIVES_OF_A_RANK_MAX, max(COLLECTIVES_MAX, COLLECTIVES_OF_A_JOB_MAX // max(1, world_size)))
 
 
 def take_dumps(records: NodeRecords, pids: dict[int, int]) -> list[RankDump]:
