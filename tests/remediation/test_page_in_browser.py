@@ -89,7 +89,7 @@ async def train(bench, job, **healthy):
     """The job's first steps, long enough for a slow rank to be believed."""
     await bench.report(job.opened())
     await bench.send(*job.frames(job.healthy(**healthy), bench.clock))
-    for _ in range(16):
+    for _ in range(12 if healthy else 8):
         job.step += 2
         await bench.send(*job.frames(job.healthy(2, **healthy), bench.clock))
         await bench.tick(0.3)
@@ -166,7 +166,7 @@ def test_the_page_shows_what_where_why_how_sure_what_was_done_and_what_is_next(t
             assert await page.title() == "(2) Instep"
             first = page.locator("article").first
             shown = await first.inner_text()
-            for words in ("crash", "Rank 2 on node-b was killed by SIGKILL", "since 2027-01-15 08:00:02 UTC",
+            for words in ("crash", "Rank 2 on node-b was killed by SIGKILL", "since 2027-01-15 08:00:03 UTC",
                           "rank 2 on node-b", "GPU fault · owner: node", "0.99",
                           "Xid 79 on node-b GPU 0: the GPU has fallen off the bus. (kernel log)",
                           "A restart without node-b was ordered", "Drain the node", "docs/runbooks/crash.md"):
@@ -192,7 +192,7 @@ def test_a_job_with_an_open_incident_is_not_green_and_its_slow_rank_stands_out(t
             assert await calm.locator(".pill").all_inner_texts() == ["running"]
             assert "fine" not in await ill.get_attribute("class") and "fine" in await calm.get_attribute("class")
             cells = ill.locator("svg rect")
-            assert await cells.count() == 4 * 56
+            assert await cells.count() == 4 * 60
             hot = ill.locator("svg rect.h4")
             assert await hot.count() >= 54
             assert "rank 2 on node-b" in await hot.first.locator("title").text_content()
