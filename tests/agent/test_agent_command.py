@@ -109,7 +109,7 @@ def _scrape(url):
         try:
             with urllib.request.urlopen(url, timeout=5) as answer:
                 text = answer.read().decode()
-            if "instep_rank_step{" in text:
+            if "instep_rank_step{" in text and 'source_success{source="host"}' in text:
                 return text
         except OSError:
             pass
