@@ -109,6 +109,25 @@ def test_a_rank_that_no_longer_receives_from_any_source_is_waited_for_by_those_w
     assert named(job) == [0]
 
 
+def end_of_a_pause(*, arrived_ago):
+    """Rank 0 has just sent what rank 1 waited for; rank 1's report is a moment older, and rank 2 waits for rank 1."""
+    job = Scenario().sits(0, phase="forward", seconds=arrived_ago).sits(1, phase="forward").sits(2, phase="forward")
+    job.in_groups(0, pair(0, 1, 8, at=0, done=7, age=arrived_ago))
+    job.in_groups(1, pair(0, 1, 8, at=1, done=7), pair(1, 2, 7, at=1))
+    return job.in_groups(2, pair(1, 2, 8, at=2, done=7))
+
+
+@pytest.mark.parametrize("report_age_seconds", [0.0, 0.9])
+def test_a_rank_that_can_go_on_since_a_moment_only_is_not_accused(report_age_seconds):
+    """Reports of several ranks and nodes are never of one moment."""
+    job = end_of_a_pause(arrived_ago=report_age_seconds / 2).last_heard(1, report_age_seconds)
+    assert stall_of(job) is None
+
+
+def test_a_rank_that_could_go_on_for_long_is():
+    assert named(end_of_a_pause(arrived_ago=3.0)) == [1]
+
+
 # Circles --------------------------------------------------------------------------------------------------------------
 
 TENSOR, LOSS = "000000000000aa01", "00000000000000d0"

@@ -86,8 +86,13 @@ def detect_stall(job: JobState, settings: HangSettings) -> Stall | None:
         return None
     graph = wait_graph(job, report_age_seconds_max=settings.report_age_seconds_max)
     states = {state.rank: state for state in job.ranks if state.rank in graph.known}
+    inside = graph.inside()
     findings = [
-        finding for rank, waits in graph.roots().items() if (finding := _root(job, states[rank], waits, settings))
+        finding
+        for rank, waits in graph.roots().items()
+        if (
+            finding := _root(job, states[rank], waits, settings, released=_released(states, rank, inside.get(rank, ())))
+        )
     ]
     findings += _unheard(job, graph, settings)
     findings += _alone(job, states, graph, settings)
@@ -128,15 +133,34 @@ def _frozen_patience_seconds(job: JobState, settings: HangSettings) -> float:
     return max(settings.stopped_seconds, settings.stopped_step_factor * median)
 
 
-def _root(job: JobState, state: RankState, waits: tuple[Wait, ...], settings: HangSettings) -> _Finding | None:
-    """Judge one rank that others wait for."""
+def _root(
+    job: JobState, state: RankState, waits: tuple[Wait, ...], settings: HangSettings, *, released: float
+) -> _Finding | None:
+    """Judge one rank that others wait for; it was itself waiting until `released` seconds ago."""
     waited = max(wait.age_seconds for wait in waits)
-    idle = _idle_seconds(state)
+    idle = _idle_seconds(state) if is_frozen(state) else min(_idle_seconds(state), released)
     for reason, certainty, patience in _claims(job, state, settings):
         # Both must hold: somebody waits, and the rank itself has shown no sign of life for as long.
         if waited >= patience and idle >= patience:
             return _Finding(reason, certainty, state.rank, waits, waited, patience)
     return None
+
+
+def _released(states: dict[int, RankState], rank: int, inside: tuple[Wait, ...]) -> float:
+    """For how long a rank could have gone on from what it is in, up to the moment its report was read.
+
+    Reports are not read at one moment: at the end of a long pause the one that paused may be seen to have arrived while
+    the next one, read before, still seems to wait for nobody. A member that has gone on arrived before its newest call.
+    """
+    arrived = [
+        group.entered_age_seconds
+        for wait in inside
+        for member in wait.group.members or ()
+        if member != rank and member in states
+        for group in states[member].groups
+        if group.key == wait.group.key and group.entered_age_seconds is not None
+    ]
+    return max(0.0, min(arrived, default=float("inf")) - states[rank].report_age_seconds)
 
 
 def _claims(job: JobState, state: RankState, settings: HangSettings) -> list[tuple[StallReason, Certainty, float]]:

@@ -85,6 +85,14 @@ class WaitGraph:
                 found.setdefault(rank, []).append(wait)
         return {rank: tuple(waits) for rank, waits in sorted(found.items())}
 
+    def inside(self) -> dict[int, tuple[Wait, ...]]:
+        """Rank → its waits in operations that nobody is known to be missing from."""
+        found: dict[int, list[Wait]] = {}
+        for wait in self.waits:
+            if not wait.targets:
+                found.setdefault(wait.rank, []).append(wait)
+        return {rank: tuple(waits) for rank, waits in found.items()}
+
     def complete(self) -> tuple[Wait, ...]:
         """Waits in collectives that every member has entered: nobody is behind, nobody is unknown."""
         return tuple(wait for wait in self.waits if not wait.targets and not wait.unknown)

@@ -23,12 +23,14 @@ CASES = (
 
 
 def test_in_every_layout_the_guilty_rank_is_named_and_a_pause_raises_nothing(tmp_path: Path) -> None:
-    found = []
+    found, told = [], []
     with watched(tmp_path, [layout for layout, *_ in CASES]) as job:
         for attempt, (_layout, fault, rank, _cause) in enumerate(CASES):
             stalls = job.begins(attempt, steps=AFTER_THE_PAUSE)
             job.inject(fault, rank)
             seen = job.judges()
             found.append((stalls, seen.blamed, seen.verdict and seen.verdict.cause))
+            told.append((stalls, seen.verdict or seen.states[-1]))
             job.ends_attempt()
-    assert found == [([], [rank], cause) for _layout, _fault, rank, cause in CASES]
+    wrong = [case for case, one in zip(CASES, found, strict=True) if one != ([], [case[2]], case[3])]
+    assert found == [([], [rank], cause) for _layout, _fault, rank, cause in CASES], (wrong, told)
