@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from instep_agent.clocks import boot_id
+from instep_agent.metric import Metric
 from instep_agent.wire import GpuReport, RankReport, Sample
 
 
@@ -67,6 +68,21 @@ class Source(Protocol):
     @property
     def interval_seconds(self) -> float:
         """How often it is asked."""
+
+    @property
+    def deadline_seconds(self) -> float:
+        """How long one turn may take. Past it the source is a finding, and one that runs in a child loses its child."""
+
+    @property
+    def child(self) -> str:
+        """Name of the child process that runs it, for whatever a driver may never answer; empty is the agent itself.
+
+        Sources that name the same child share it, one after the other.
+        """
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Every metric that its samples may carry; the runner drops a sample that is not in this list and says so."""
 
     def collect(self, node: Node) -> Iterator[Reading]:
         """Yield what is there now. Raise `Absent` where there is no such thing, `SourceFailed` when it cannot look."""

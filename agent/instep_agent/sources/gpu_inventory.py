@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from instep_agent.errors import Absent
+from instep_agent.metric import Metric
 from instep_agent.node import Node
 from instep_agent.wire import GpuReport
 
@@ -20,6 +21,9 @@ class GpuInventory:
 
     name = "gpu_inventory"
     interval_seconds = 10.0
+    deadline_seconds = 2.0
+    child = ""
+    metrics: tuple[Metric, ...] = ()
 
     def collect(self, node: Node) -> Iterator[GpuReport]:
         """Yield one report per GPU. Raise `Absent` on a node without the NVIDIA driver."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from instep_agent.errors import SourceFailed
+from instep_agent.metric import gauge
 from instep_agent.node import Node
 from instep_agent.wire import Sample
 
@@ -19,6 +20,14 @@ class Host:
 
     name = "host"
     interval_seconds = 2.0
+    deadline_seconds = 1.0
+    child = ""
+    metrics = (
+        gauge("instep_host_load1", "Load average of one minute, from /proc/loadavg."),
+        gauge("instep_host_memory_total_bytes", "Memory of the node, from /proc/meminfo."),
+        gauge("instep_host_memory_available_bytes", "Memory to be had without swapping, from /proc/meminfo."),
+        gauge("instep_host_pressure_ratio", "Share of the last 10 s spent waiting, from /proc/pressure."),
+    )
 
     def collect(self, node: Node) -> Iterator[Sample]:
         """Yield the samples of one moment. Raise `SourceFailed` when /proc cannot be read."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from instep_agent.errors import Absent, SourceFailed
+from instep_agent.metric import Metric
 from instep_agent.node import Fact, Node
 
 INTERESTING = re.compile(
@@ -49,6 +50,9 @@ class KernelLog:
 
     name = "kernel_log"
     interval_seconds = 0.1
+    deadline_seconds = 1.0
+    child = ""
+    metrics: tuple[Metric, ...] = ()
 
     def __init__(self) -> None:
         self._descriptor = -1

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from instep_agent.errors import Absent, RankRecordError
 from instep_agent.folders import ENTRIES_MAX, FOLDER_FLAGS, Folder, inode, names, newest_names
+from instep_agent.metric import gauge
 from instep_agent.node import Node
 from instep_agent.rank_record.reader import RecordReader
 from instep_agent.rank_record.report import STALLED_AFTER_SECONDS, report
@@ -46,6 +47,12 @@ class RankRecords:
 
     name = "rank_records"
     interval_seconds = 0.5
+    deadline_seconds = 1.0
+    child = ""
+    metrics = (
+        gauge("instep_rank_records", "Rank records that are read."),
+        gauge("instep_rank_records_invalid", "Files beneath the record root that are no sound rank record."),
+    )
     discovery_interval_seconds = 1.0
 
     def __init__(
