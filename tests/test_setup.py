@@ -74,9 +74,10 @@ def machine(tmp_path):
 
 @pytest.fixture
 def ready(machine):
-    """A machine with Python and a browser on which set-up has run."""
+    """A machine with Python, a browser and every service, on which set-up has run."""
     machine.has("python3.11", PYTHON)
-    machine.has("chromium")
+    for command in ("chromium", "promtool", "amtool", "pg_createcluster", "gcc"):
+        machine.has(command)
     assert machine.setup("tests")[0] == 0
     return machine
 
@@ -176,6 +177,15 @@ def test_a_browser_that_apt_cannot_install_is_named_with_its_reason(ready):
     status, said, _ = ready.setup("tests", APT_FAILS="yes")
     assert status == 0
     assert "E: Unable to locate package" in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: otherwise apt-get is called through sudo")
+def test_all_that_is_missing_is_installed_at_once(ready):
+    for command in ("promtool", "gcc"):
+        (ready.bin / command).unlink()
+    ready.has("apt-get", APT_GET)
+    called = ready.setup("tests")[2].splitlines()
+    assert [line.partition("recommends ")[2] for line in called if " install " in line] == ["prometheus gcc libc6-dev"]
 
 
 def test_running_instep_needs_no_browser(ready):
