@@ -29,6 +29,7 @@ esac
 """
 APT_GET = """#!/bin/bash
 echo "apt-get $*" >>"$CALLS"
+if [ -e "$POLICY_RC_D" ]; then echo "services stay off" >>"$CALLS"; fi
 if [ -n "${APT_FAILS:-}" ]; then echo "E: Unable to locate package"; exit 100; fi
 """
 
@@ -57,6 +58,7 @@ class Machine:
             "PATH": str(self.bin),
             "CALLS": str(self.calls),
             "TMPDIR": str(self.repository.parent),
+            "POLICY_RC_D": str(self.repository.parent / "policy-rc.d"),
             **settings,
         }
         command = [str(self.repository / ".ci" / "setup"), *words]
@@ -186,6 +188,8 @@ def test_all_that_is_missing_is_installed_at_once(ready):
     ready.has("apt-get", APT_GET)
     called = ready.setup("tests")[2].splitlines()
     assert [line.partition("recommends ")[2] for line in called if " install " in line] == ["prometheus gcc libc6-dev"]
+    assert "services stay off" in called
+    assert not (ready.repository.parent / "policy-rc.d").exists()
 
 
 def test_running_instep_needs_no_browser(ready):
