@@ -6,29 +6,26 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from types import ModuleType
 
-from instep_diagnosis.bundles import diagnose
+from instep_diagnosis import diagnose_bundle, diagnose_kernel_log
 from instep_diagnosis.catalogues import CatalogueRow, sxid_catalogue, xid_catalogue
-from instep_diagnosis.codec import encode
 from instep_diagnosis.errors import EvidenceError
-from instep_diagnosis.files.bundle import read_bundle
-from instep_diagnosis.files.lines import kernel_lines
-from instep_diagnosis.kernel_faults import assess
-from instep_diagnosis.kernel_line import KernelLine, read_kernel_line
-from instep_diagnosis.verdict import Verdict
+from instep_diagnosis.exit_status import COULD_NOT_LOOK, FINE, FOUND
 
-FINE, FOUND, COULD_NOT_LOOK = 0, 1, 3
-"""Exit statuses; 2, used wrongly, is argparse's."""
+# What `instep diagnose NAME` runs: a module with `add_parser(commands)`, which gives back its parser, and
+# `run(options)`, which gives back the exit status and may raise `EvidenceError`. `--json` is added here for all.
+_COMMANDS: tuple[tuple[str, ModuleType], ...] = (
+    ("bundle", diagnose_bundle),
+    ("kernel-log", diagnose_kernel_log),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`instep diagnose`: 0 nothing found, 1 something found, 2 used wrongly, 3 the evidence cannot be read."""
     options = _diagnose_parser().parse_args(arguments)
     try:
-        if options.what == "bundle":
-            return _bundle(Path(options.file), as_json=options.json)
-        return _kernel_log(options.file, as_json=options.json)
+        return int(dict(_COMMANDS)[options.what].run(options))
     except EvidenceError as error:
         print(f"instep diagnose: {error}", file=sys.stderr)
         return COULD_NOT_LOOK
@@ -53,13 +50,9 @@ def catalogue(arguments: Sequence[str] | None = None) -> int:
 
 def _diagnose_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="instep diagnose", description="Who is slow or stuck, from evidence on file.")
-    what = parser.add_subparsers(dest="what", required=True)
-    bundle = what.add_parser("bundle", help="diagnose an exported evidence bundle again")
-    bundle.add_argument("file", metavar="FILE.zip")
-    log = what.add_parser("kernel-log", help="say what each line of a kernel log means")
-    log.add_argument("file", metavar="FILE", nargs="?", default="-", help="a kernel log, or - for standard input")
-    for command in (bundle, log):
-        command.add_argument("--json", action="store_true", help="print JSON")
+    commands = parser.add_subparsers(dest="what", required=True)
+    for _, command in _COMMANDS:
+        command.add_parser(commands).add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -70,63 +63,6 @@ def _catalogue_parser() -> argparse.ArgumentParser:
     show.add_argument("code", type=int, nargs="?")
     show.add_argument("--json", action="store_true", help="print JSON")
     return parser
-
-
-def _bundle(path: Path, *, as_json: bool) -> int:
-    bundle, packed = read_bundle(path)
-    verdicts = diagnose(bundle)
-    if as_json:
-        document = {"verdicts": verdicts, "is_same_as_packed": verdicts == packed}
-        print(encode(document).decode())
-    else:
-        print("\n\n".join(verdict_text(verdict) for verdict in verdicts) or "Nothing is wrong in this evidence.")
-        if verdicts != packed:
-            print("This differs from the verdict the bundle was packed with (another version?).", file=sys.stderr)
-    return FOUND if verdicts else FINE
-
-
-def verdict_text(verdict: Verdict) -> str:
-    """A verdict for a person: the sentence, who is blamed, and why."""
-    lines = [f"{verdict.kind} ({verdict.certainty}): {verdict.summary}"]
-    for suspect in verdict.suspects:
-        who = suspect.node if suspect.rank is None else f"rank {suspect.rank} on {suspect.node}"
-        lines.append(f"  suspect: {who}, {suspect.cause}, {suspect.confidence:.2f} sure")
-    lines.append(f"  owner: {verdict.owner}; node at fault: {'yes' if verdict.is_node_at_fault else 'no evidence'}")
-    lines += [f"  - {item.text}" for item in verdict.evidence]
-    return "\n".join(lines)
-
-
-def _kernel_log(source: str, *, as_json: bool) -> int:
-    is_any = False
-    for number, text in enumerate(kernel_lines(source), start=1):
-        fields = _line_fields(read_kernel_line(text))
-        is_any = is_any or fields["severity"] is not None
-        if as_json:
-            print(json.dumps(fields, ensure_ascii=False))
-        elif fields["kind"] != "none":
-            code = "" if fields["code"] is None else f" {fields['code']}"
-            print(
-                f"line {number}: {fields['kind']}{code} on {fields['pci'] or '?'}: {fields['text']}; "
-                f"severity {fields['severity'] or 'none'}, workload {fields['workload']}, action {fields['action']}"
-            )
-    return FOUND if is_any else FINE
-
-
-def _line_fields(line: KernelLine) -> dict[str, str | int | None]:
-    fault = assess(line)
-    return {
-        "kind": line.kind.value,
-        "code": line.code,
-        "pci": line.pci,
-        "severity": fault.severity if fault else None,
-        "workload": fault.workload if fault else "survives",
-        "action": fault.action if fault else "none",
-        "pid": line.pid,
-        "name": line.name,
-        "link": line.link,
-        "subcode": line.subcode,
-        "text": fault.text if fault else "",
-    }
 
 
 def _row_fields(row: CatalogueRow, kind: str, version: str) -> dict[str, str | int | None]:
