@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 from instep_diagnosis.verdict import Cause, Certainty, Kind, Owner, Suspect, Verdict
-from instep_remediation.actions import ACTIONS, DrainNode, Notify, Restart, read_action
+from instep_remediation.actions import ACTIONS, CordonNode, DrainNode, Notify, Restart, UncordonNode, read_action
 from instep_remediation.errors import PolicyError
 from instep_remediation.guards import JobBudget
 from instep_remediation.plans import describe, make_plan
@@ -120,7 +120,16 @@ def test_a_wrong_policy_names_file_key_and_what_is_allowed(tmp_path, text, words
     assert str(path) in str(error.value) and words in str(error.value)
 
 
-@pytest.mark.parametrize("action", [Restart("j", "r", 1, ("n",)), DrainNode("n", "why"), Notify("inc-1")])
+@pytest.mark.parametrize(
+    "action",
+    [
+        Restart("j", "r", 1, ("n",)),
+        DrainNode("n", "why"),
+        CordonNode("n", "why"),
+        UncordonNode("n", "why"),
+        Notify("inc-1"),
+    ],
+)
 def test_an_action_comes_back_from_the_store_as_it_was(action):
     assert read_action(action.name, action.arguments()) == action
     assert type(action) in ACTIONS

@@ -14,7 +14,7 @@ class Action(ABC):
     __slots__ = ()
     name: ClassVar[str]
     is_about_nodes: ClassVar[bool] = False
-    """Watch-only by default: proposed and printed, not done."""
+    """Watch-only by default: proposed and printed; carried out by the node executor once somebody has approved it."""
 
     @abstractmethod
     def describe(self) -> str:

@@ -10,7 +10,7 @@ from instep_remediation.actions.action import Action
 
 @dataclass(frozen=True, slots=True)
 class DrainNode(Action):
-    """Proposed, never done by itself."""
+    """Proposed to people; done by itself only where the policy says `nodes.drain = "auto"`."""
 
     name: ClassVar[str] = "drain_node"
     is_about_nodes: ClassVar[bool] = True
