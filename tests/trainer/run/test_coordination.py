@@ -225,6 +225,22 @@ def test_a_lost_node_is_replaced_by_the_one_that_stands_by() -> None:
     assert {body["rank"] for body in run.told("rank_exited")} == {2, 3}
 
 
+def test_a_node_that_is_taken_out_is_replaced_and_nobody_is_told_of_a_fault() -> None:
+    run = Run()
+    run.does(run.state.withdraw("node-b", run.now))
+    run.all_stop()
+    assert run.state.assignment == {"node-a": [0, 1], "node-c": [2, 3]}
+    assert run.told("rank_exited") == []
+    assert run.told("attempt_ended")[0]["detail"] == "node node-b was taken out of the run by whoever runs it"
+
+
+def test_a_node_that_stood_by_leaves_without_a_trace() -> None:
+    run = Run()
+    run.does(run.state.withdraw("node-c", run.now))
+    assert (run.state.attempt, run.state.standby) == (0, [])
+    assert run.told("attempt_ended") == []
+
+
 def test_a_silent_member_is_lost() -> None:
     run = Run(has_server=False)
     run.now += 3.5
@@ -262,6 +278,15 @@ def test_a_coordinator_that_takes_over_opens_a_new_attempt_number() -> None:
     state.join(hello("node-b", attempt_known=4), 0.0)
     effects = state.join(hello("node-a", attempt_known=3), 0.0)
     assert {e.message.attempt for e in effects if isinstance(e, Send) and isinstance(e.message, Open)} == {5}
+
+
+def test_a_coordinator_that_takes_over_goes_on_counting_restarts() -> None:
+    limits = Limits(nodes_min=2, nodes_max=2, max_restarts=3)
+    state = Coordination(job="j", run="r", node="node-b", key=KEY, limits=limits)
+    state.join(hello("node-b", attempt_known=4, restarts_known=2), 0.0)
+    effects = state.join(hello("node-a", attempt_known=3, restarts_known=1), 0.0)
+    opened = [e.message for e in effects if isinstance(e, Send) and isinstance(e.message, Open)]
+    assert {message.restarts_used for message in opened} == {2}
 
 
 def test_resumes_after_the_step_that_every_rank_has_complete() -> None:

@@ -93,3 +93,20 @@ def test_the_next_run_resumes_exactly_after_a_member_and_after_the_coordinator_w
         assert twin.ends() == 0
         assert losses == read_losses(tmp_path / "twin" / "losses.jsonl")
         assert sorted(losses) == list(range(1, STEPS + 1))
+
+
+def test_a_member_that_is_taken_out_is_no_fault_and_the_run_goes_on_when_a_node_takes_its_place(tmp_path: Path) -> None:
+    with supervisors.node(tmp_path) as node:
+        job = Job(node)
+        first = job.start("node-a")
+        first.says("coordinates run")
+        member = job.start("node-b")
+        job.makes(0, first.log, steps=10)
+        member.process.send_signal(signal.SIGTERM)
+        assert member.ends() == 130
+        first.says("node node-b leaves the run")
+        member = job.start("node-b")
+        first.says("attempt 1 opens")
+        assert (first.ends(), member.ends()) == (0, 0), member.said
+        assert sorted(read_losses(job.out / "losses.jsonl")) == list(range(1, STEPS + 1))
+        assert "on node-b ended with" not in first.log.read_text()

@@ -146,7 +146,9 @@ class Coordination:
         if refusal:
             return [Send(hello.node, Refused(refusal))]
         self.members[hello.node] = Member(hello, now, hello.port_offer, hello.inventory)
-        self.attempt = max(self.attempt, hello.attempt_known) if self.stage is Stage.GATHERING else self.attempt
+        if self.stage is Stage.GATHERING:
+            self.attempt = max(self.attempt, hello.attempt_known)
+            self.restarts_used = max(self.restarts_used, hello.restarts_known)
         return [Send(hello.node, Welcome(self.node)), *self._stale_ranks(hello.node), *self.tick(now)]
 
     def leave(self, node: str, now: float) -> list[Effect]:
@@ -164,6 +166,15 @@ class Coordination:
                 for rank in self.assignment[node]
             ]
             return lost + self._end_attempt(Decision(f"node {node} was lost", self._decide_at(now)), now)
+        return self.tick(now)
+
+    def withdraw(self, node: str, now: float) -> list[Effect]:
+        """Whoever runs a member's node has ended it: its ranks move where they can, and nobody is told of a fault."""
+        if self.members.pop(node, None) is None or self.stage is Stage.FINISHED:
+            return []
+        self._waiting_for.discard(node)
+        if self.stage is Stage.RUNNING and self.assignment.get(node):
+            return self._end_attempt(Decision(f"node {node} was taken out of the run by whoever runs it", now), now)
         return self.tick(now)
 
     def heard(self, node: str, now: float) -> None:

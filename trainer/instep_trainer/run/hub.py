@@ -21,6 +21,7 @@ from instep_trainer.run.messages import (
     Dumped,
     Exited,
     Hello,
+    Leaving,
     Observed,
     Refused,
     Stopped,
@@ -152,9 +153,12 @@ class Hub:
         line = await reader.readline()
         return decode_to_coordinator(line) if line else None
 
-    def _take(self, node: str, message: Alive | Exited | Stopped | Observed | Dumped) -> None:
+    def _take(self, node: str, message: Alive | Leaving | Exited | Stopped | Observed | Dumped) -> None:
         now = time.monotonic()
         match message:
+            case Leaving():
+                log.info("node %s leaves the run: whoever runs it has ended its supervisor", node)
+                self._carry_out(self.coordination.withdraw(node, now))
             case Exited():
                 self._carry_out(self.coordination.exited(node, message.attempt, message.rank, message.exit_code, now))
             case Stopped():

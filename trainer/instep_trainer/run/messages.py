@@ -19,6 +19,8 @@ class Hello(Struct, tag="hello", frozen=True, kw_only=True):
     """Place among the nodes when the user gave one."""
     attempt_known: int = -1
     """The highest attempt this node has seen of this run."""
+    restarts_known: int = 0
+    """Restarts that were used by then: a coordinator that takes over goes on counting from there."""
     address: str = "127.0.0.1"
     """Where other nodes reach this one."""
     port_offer: int = 0
@@ -33,6 +35,10 @@ class Hello(Struct, tag="hello", frozen=True, kw_only=True):
 
 class Alive(Struct, tag="alive", frozen=True):
     """A member is there."""
+
+
+class Leaving(Struct, tag="leaving", frozen=True):
+    """Whoever runs this node has ended its supervisor: its ranks go with it, and that is no fault."""
 
 
 class Exited(Struct, tag="exited", frozen=True, kw_only=True):
@@ -113,7 +119,7 @@ class Finish(Struct, tag="finish", frozen=True, kw_only=True):
     reason: str
 
 
-ToCoordinator = Hello | Alive | Exited | Stopped | Observed | Dumped
+ToCoordinator = Hello | Alive | Leaving | Exited | Stopped | Observed | Dumped
 ToMember = Refused | Welcome | Open | Stop | Dump | Finish
 LINE_BYTES_MAX = 64 << 20
 

@@ -38,6 +38,7 @@ from instep_trainer.run.messages import (
     Exited,
     Finish,
     Hello,
+    Leaving,
     Observed,
     Open,
     Refused,
@@ -73,6 +74,7 @@ class Supervisor:
         self._hub: Hub | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._attempt = -1
+        self._restarts_known = 0
         self._ended: Finish | None = None
         self._interrupt = asyncio.Event()
         self._mark = secrets.token_hex(8)
@@ -186,6 +188,7 @@ class Supervisor:
             slots=options.slots,
             node_rank=options.node_rank,
             attempt_known=self._attempt,
+            restarts_known=self._restarts_known,
             address=options.address,
             port_offer=_free_port(options.address),
             inventory=read_inventory(options.folder / "checkpoint"),
@@ -210,7 +213,7 @@ class Supervisor:
     # Ranks ------------------------------------------------------------------------------------------------------------
 
     async def _start_ranks(self, opening: Open) -> None:
-        self._attempt = opening.attempt
+        self._attempt, self._restarts_known = opening.attempt, opening.restarts_used
         self._records.begin(opening.attempt)
         for local_rank, rank in enumerate(opening.ranks):
             environment = rank_environment(self._options, opening, local_rank, os.getpid())
@@ -290,6 +293,8 @@ class Supervisor:
         log.info("interrupted: ending this node's ranks")
         if self._hub is not None:
             self._hub.interrupt()
+        else:
+            self._say(Leaving())
         writer.close()
 
     async def _interrupted_before(self, work: Coroutine[Any, Any, None]) -> bool:
