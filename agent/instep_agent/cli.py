@@ -24,7 +24,7 @@ from instep_agent.exposition import Exposition
 from instep_agent.keeping import Sweeper
 from instep_agent.node import Node
 from instep_agent.orders import OrderKeeper
-from instep_agent.runner import Runner
+from instep_agent.runner import Runner, Snapshot
 from instep_agent.sources import all_sources
 from instep_agent.spool import Spool
 from instep_agent.uplink import Uplink
@@ -145,6 +145,7 @@ def run(config: AgentConfig, node: Node) -> int:
     stop = threading.Event()
     temporary = "" if config.spool_folder else tempfile.mkdtemp(prefix="instep-agent-")
     uplink: Uplink | None = None
+    runner: Runner | None = None
     exposition: Exposition | None = None
     helpers: list[OrderKeeper | Sweeper] = [Sweeper(node, keep_seconds=config.keep_seconds)]
     try:
@@ -158,7 +159,7 @@ def run(config: AgentConfig, node: Node) -> int:
             helpers.append(OrderKeeper(config.server_url, token_reader(config), node))
         runner = _new_runner(config, node, uplink.put if uplink else lambda _frame, _dictionary: None)
         if config.listen:
-            exposition = Exposition(config.listen, lambda: runner.snapshot)
+            exposition = Exposition(config.listen, _snapshot_of(runner))
         if uplink is None and exposition is None:
             raise ConfigurationInvalid("The agent would tell nobody: give --server URL, --listen HOST:PORT, or --once.")
         _stop_on_signals(stop)
@@ -168,6 +169,8 @@ def run(config: AgentConfig, node: Node) -> int:
     finally:
         for helper in helpers:
             helper.close()
+        if runner is not None:
+            runner.close()
         if uplink is not None:
             uplink.close()
         if exposition is not None:
@@ -182,7 +185,7 @@ def _watch(runner: Runner, uplink: Uplink | None, stop: threading.Event) -> int:
         wait_seconds = runner.run_due()
         if uplink is not None and uplink.refused_at_start.is_set():
             return COULD_NOT_LOOK
-        stop.wait(min(wait_seconds, STOP_CHECK_SECONDS))
+        runner.wait(min(wait_seconds, STOP_CHECK_SECONDS))
     return FINE
 
 
@@ -192,6 +195,10 @@ def _new_runner(config: AgentConfig, node: Node, deliver: Callable[[Frame, Dicti
         discovery_interval_seconds=config.ranks_discovery_interval_seconds,
     )
     return Runner(node, sources, deliver, interval_seconds=config.frame_interval_seconds, cluster=config.cluster)
+
+
+def _snapshot_of(runner: Runner) -> Callable[[], Snapshot]:
+    return lambda: runner.snapshot
 
 
 def _stop_on_signals(stop: threading.Event) -> None:
@@ -207,7 +214,10 @@ def run_once(config: AgentConfig, node: Node, *, is_json: bool) -> int:
     """Ask every source once and print what it said."""
     frames: list[Frame] = []
     runner = _new_runner(config, node, lambda frame, _dictionary: frames.append(frame))
-    runner.run_due()
+    try:
+        runner.run_due()
+    finally:
+        runner.close()
     sources = {state.source.name: {"outcome": state.outcome, "detail": state.detail} for state in runner.states}
     snapshot = runner.snapshot
     if is_json:

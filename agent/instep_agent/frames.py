@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -16,6 +16,9 @@ from instep_agent.wire import Dictionary, Event, Frame, GpuReport, RankReport, S
 
 SERIES_MAX = 4096
 """Further series of one agent are not sent: labels must not grow without bound."""
+SERIES_KEEP_SECONDS = 900.0
+"""So long a series that nobody reads keeps its place."""
+_NAN = float("nan")
 _Series = tuple[str, tuple[tuple[str, str], ...]]
 
 
@@ -45,14 +48,17 @@ class FrameBuilder:
         self._epoch = secrets.token_hex(6)
         self._sequence = 0
         self._events = 0
+        self._index: dict[_Series, int] = {}
+        self._read_ns: list[int] = []
+        """When each series of the dictionary was last read."""
+        self._left_out: frozenset[_Series] = frozenset()
         self.dictionary = make_dictionary(())
+        self.series_dropped = 0
+        """Series that are left out because the dictionary is full."""
 
-    def build(self, tick: Tick, samples: Sequence[Sample]) -> Frame:
-        """Give the next frame; `dictionary` is the one it refers to."""
-        values = {(sample.name, sample.labels): sample.value for sample in samples}
-        series = tuple(sorted(values))[:SERIES_MAX]
-        if series != self.dictionary.series:
-            self.dictionary = make_dictionary(series)
+    def build(self, tick: Tick, samples: Iterable[Sample] | None) -> Frame:
+        """Give the next frame; `dictionary` is the one it refers to, unless it has no samples and so no values."""
+        values = b"" if samples is None else self._column(samples)
         self._sequence += 1
         return Frame(
             cluster=self._cluster,
@@ -61,12 +67,48 @@ class FrameBuilder:
             agent_epoch=self._epoch,
             sequence=self._sequence,
             anchor=read_anchor(self._node.proc),
-            dictionary_hash=self.dictionary.hash,
-            values=struct.pack(f"<{len(series)}d", *(values[each] for each in series)),
+            dictionary_hash="" if samples is None else self.dictionary.hash,
+            values=values,
             ranks=tuple(tick.ranks.values()),
             gpus=tick.gpus,
             events=tuple(map(self._event, tick.facts)),
         )
+
+    def _column(self, samples: Iterable[Sample]) -> bytes:
+        """Give the values in the dictionary's order, NaN where there is none now.
+
+        A series stays in the dictionary while its source is not asked, so that a slow source makes no new dictionary at
+        each of its turns; one that was not read for long goes when a new one comes.
+        """
+        now_ns = self._node.monotonic_ns()
+        column = [_NAN] * len(self._index)
+        new: dict[_Series, float] = {}
+        for sample in samples:
+            series = (sample.name, sample.labels)
+            at = self._index.get(series)
+            if at is None:
+                new[series] = sample.value
+            else:
+                column[at] = sample.value
+                self._read_ns[at] = now_ns
+        if not new.keys() <= self._left_out:
+            column = self._extend(new, column, now_ns)
+        return struct.pack(f"<{len(column)}d", *column)
+
+    def _extend(self, new: dict[_Series, float], column: list[float], now_ns: int) -> list[float]:
+        """Make a dictionary that has the new series too, within the limit; give the column in its order."""
+        oldest_ns = now_ns - int(SERIES_KEEP_SECONDS * 1e9)
+        read_ns = {each: self._read_ns[at] for each, at in self._index.items() if self._read_ns[at] >= oldest_ns}
+        room = max(0, SERIES_MAX - len(read_ns))
+        self._left_out = frozenset(sorted(new)[room:])
+        self.series_dropped = len(self._left_out)
+        values = {each: column[self._index[each]] for each in read_ns} | new
+        read_ns |= dict.fromkeys(sorted(new)[:room], now_ns)
+        series = tuple(sorted(read_ns))
+        self._index = {each: at for at, each in enumerate(series)}
+        self._read_ns = [read_ns[each] for each in series]
+        self.dictionary = make_dictionary(series)
+        return [values[each] for each in series]
 
     def _event(self, fact: Fact) -> Event:
         self._events += 1

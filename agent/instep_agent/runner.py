@@ -5,46 +5,51 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-from instep_agent.errors import Absent, AgentError
 from instep_agent.frames import FrameBuilder, Tick
-from instep_agent.node import Fact, Node, Reading, Source
+from instep_agent.isolation import Blocked, Children, Loss, Report
+from instep_agent.metric import counter, gauge
+from instep_agent.node import Fact, Node, Source
+from instep_agent.source_state import SAID_ONCE_MAX, SOURCE_METRICS, SourceState
+from instep_agent.turn import Turn, take_turn
 from instep_agent.wire import Dictionary, Frame, GpuReport, RankReport, Sample
 
 ABSENT_RETRY_SECONDS = 1.0
 """A source without its hardware is asked no more often than this."""
 FACTS_PER_FRAME_MAX = 1000
+URGENT_SECONDS = 0.2
+"""A source with an interval up to this is asked again between the others, so that none of them holds it up for long."""
+FACT_WAIT_SECONDS = 0.05
+"""A fact waits no longer than this for the other sources that are due at the same time."""
+STOP_CHECK_SECONDS = 0.2
+
+RUNNER_METRICS = (
+    *SOURCE_METRICS,
+    counter("instep_agent_child_starts_total", "Processes started for the sources of this child."),
+    gauge("instep_agent_child_unkillable", "Processes of this child that were killed and do not end."),
+    gauge("instep_agent_series_dropped", "Series that were not sent in the last frame, because there are too many."),
+)
 
 log = logging.getLogger("instep.agent")
 
 
-@dataclass(slots=True)
-class SourceState:
-    """How one source is doing: `outcome` is `ok`, `absent`, `failed`, or empty before its first turn."""
-
-    source: Source
-    next_due_seconds: float = 0.0
-    outcome: str = ""
-    detail: str = ""
-    duration_seconds: float = 0.0
-    failures_total: int = 0
-    samples: tuple[Sample, ...] = ()
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """What the agent knows now, for whoever shows it."""
 
     samples: tuple[Sample, ...] = ()
     ranks: tuple[RankReport, ...] = ()
     gpus: tuple[GpuReport, ...] = ()
-    facts: tuple[Fact, ...] = field(default=())
+    facts: tuple[Fact, ...] = ()
 
 
 class Runner:
-    """Runs the sources of one node; `deliver` gets every frame with its dictionary."""
+    """Runs the sources of one node; `deliver` gets every frame with its dictionary. `close` it.
+
+    Make it before the agent has threads: sources in children need a fork.
+    """
 
     def __init__(
         self,
@@ -55,21 +60,37 @@ class Runner:
         interval_seconds: float = 1.0,
         cluster: str = "",
         clock_seconds: Callable[[], float] = time.monotonic,
+        also: Callable[[], Iterable[Sample]] = tuple,
     ) -> None:
+        """`also` gives samples about the agent's other parts, once for each frame with values."""
         self._node = node
         self._deliver = deliver
         self._interval_seconds = interval_seconds
         self._clock_seconds = clock_seconds
+        self._also = also
         self._builder = FrameBuilder(node, cluster=cluster)
         self._next_frame_seconds = 0.0
         self._tick = Tick()
+        self._sending = threading.Lock()
+        self._running: tuple[SourceState, float] | None = None
+        self._blocked: set[str] = set()
         self.states = [SourceState(source) for source in sources]
+        self._by_name = {state.name: state for state in self.states}
+        self.children = Children(node, sources)
         self.snapshot = Snapshot()
 
     def run(self, stop: threading.Event) -> None:
         """Go on until `stop` is set."""
         while not stop.is_set():
-            stop.wait(self.run_due())
+            self.wait(min(self.run_due(), STOP_CHECK_SECONDS))
+
+    def wait(self, timeout_seconds: float) -> None:
+        """Wait until a child has news, no longer than that."""
+        self.children.wait(timeout_seconds)
+
+    def close(self) -> None:
+        """End the children."""
+        self.children.close()
 
     def run_due(self) -> float:
         """Ask the sources that are due, deliver a frame if there is cause to, and give the seconds until the next turn.
@@ -77,83 +98,191 @@ class Runner:
         A fact is a cause at once; everything else waits for the next tick.
         """
         now_seconds = self._clock_seconds()
+        self._hear(self.children.poll(now_seconds))
         for state in self.states:
-            if state.next_due_seconds <= now_seconds:
-                self._ask(state, now_seconds)
+            if self._ask_if_due(state):
+                for urgent in self.states:
+                    if urgent.source.interval_seconds <= URGENT_SECONDS and urgent is not state:
+                        self._ask_if_due(urgent)
+                if self._tick.facts and self._clock_seconds() - now_seconds > FACT_WAIT_SECONDS:
+                    self._send_frame(is_tick=False)
         is_tick = self._next_frame_seconds <= now_seconds
         if is_tick:
             self._next_frame_seconds = now_seconds + self._interval_seconds
         if is_tick or self._tick.facts:
-            self._send_frame()
-        due = min([self._next_frame_seconds, *(state.next_due_seconds for state in self.states)])
+            self._send_frame(is_tick=is_tick)
+        due = min(self._next_frame_seconds, self.children.due_seconds(), *(one.next_due_seconds for one in self.states))
         return max(0.0, due - self._clock_seconds())
 
-    def _ask(self, state: SourceState, now_seconds: float) -> None:
-        """The one place with a broad except: whatever a source does, the others go on."""
-        started_seconds = time.perf_counter()
-        before, state.outcome, state.detail = state.outcome, "ok", ""
-        readings: list[Reading] = []
-        try:
-            for reading in state.source.collect(self._node):
-                readings.append(reading)
-        except Absent as error:
-            state.outcome, state.detail = "absent", str(error)
-        except AgentError as error:
-            self._fail(state, before, str(error))
-        except Exception as error:
-            self._fail(state, before, f"Source {state.source.name} failed ({type(error).__name__}: {error}).")
-            log.exception("source %s failed", state.source.name)
-        state.duration_seconds = time.perf_counter() - started_seconds
-        wait_seconds = state.source.interval_seconds
-        state.next_due_seconds = now_seconds + (
-            max(wait_seconds, ABSENT_RETRY_SECONDS) if state.outcome == "absent" else wait_seconds
-        )
-        self._take(state, readings)
+    def check_overdue(self) -> None:
+        """Say that the source that the loop waits for is over its deadline. Another thread than the loop's calls it."""
+        running = self._running
+        if running is None:
+            return
+        state, started_seconds = running
+        waited_seconds = self._clock_seconds() - started_seconds
+        if waited_seconds <= state.source.deadline_seconds or state.said_kind == "source_slow":
+            return
+        state.said_kind, state.outcome, state.samples = "source_slow", "stuck", ()
+        state.duration_seconds = waited_seconds
+        state.detail = self._slow_sentence(state)
+        fact = self._fact("source_slow", state.detail, source=state.name)
+        log.warning("%s", state.detail)
+        with self._sending:
+            self.snapshot = self._new_snapshot([fact])
+            self._deliver(self._builder.build(Tick(facts=[fact]), None), self._builder.dictionary)
 
-    def _fail(self, state: SourceState, before: str, sentence: str) -> None:
-        """A failure is a fact of its own when it begins; while it lasts the metric tells."""
-        state.outcome, state.detail = "failed", sentence
-        state.failures_total += 1
-        if before != "failed":
-            log.warning("%s", sentence)
-            self._tick.facts.append(
-                Fact(
-                    "source_failed",
-                    sentence,
-                    self._node.monotonic_ns(),
-                    self._node.realtime_ns(),
-                    {"source": state.source.name},
-                )
-            )
+    def _ask_if_due(self, state: SourceState) -> bool:
+        """Ask in the loop's own thread, or hand over to a child; give whether the loop itself was held up."""
+        now_seconds = self._clock_seconds()
+        if state.next_due_seconds > now_seconds:
+            return False
+        state.next_due_seconds = now_seconds + state.source.interval_seconds
+        if self.children.has(state.name):
+            self.children.ask(state.name, now_seconds)
+            return False
+        self._running = state, now_seconds
+        turn = take_turn(state.source, self._node)
+        self._running = None
+        self._take(state, turn)
+        return True
 
-    def _take(self, state: SourceState, readings: list[Reading]) -> None:
-        state.samples = tuple(reading for reading in readings if isinstance(reading, Sample))
-        ranks = tuple(reading for reading in readings if isinstance(reading, RankReport))
-        gpus = tuple(reading for reading in readings if isinstance(reading, GpuReport))
-        facts = [reading for reading in readings if isinstance(reading, Fact)]
-        self._tick.facts += facts[: max(0, FACTS_PER_FRAME_MAX - len(self._tick.facts))]
-        for report in ranks:
+    def _hear(self, reports: Sequence[Report]) -> None:
+        for report in reports:
+            if isinstance(report, Turn):
+                self._take(self._by_name[report.source], report)
+            elif isinstance(report, Loss):
+                self._hear_loss(report)
+            else:
+                self._hear_blocked(report)
+
+    def _take(self, state: SourceState, turn: Turn) -> None:
+        samples = self._known(state, turn.samples)
+        state.is_fresh = True
+        if turn.is_push:
+            newest = {(one.name, one.labels): one for one in (*state.samples, *samples)}
+            state.samples = tuple(newest.values())
+            self._add_facts(turn.facts)
+            return
+        state.turns_total += 1
+        state.outcome, state.detail, state.duration_seconds = turn.outcome, turn.detail, turn.duration_seconds
+        state.samples, state.ranks, state.gpus = samples, turn.ranks, turn.gpus
+        for report in turn.ranks:
             self._tick.add_rank(report)
-        if state.source.name == "rank_records":
-            self.snapshot.ranks = ranks
-        if state.source.name == "gpu_inventory" and state.outcome == "ok":
-            self._tick.gpus = self.snapshot.gpus = gpus
-        self.snapshot.facts = (*self.snapshot.facts, *facts)[-FACTS_PER_FRAME_MAX:]
+        if turn.gpus or (state.name == "gpu_inventory" and turn.outcome == "ok"):
+            self._tick.gpus = merged_gpus(self.states)
+        if turn.outcome == "absent":
+            state.next_due_seconds = max(state.next_due_seconds, self._clock_seconds() + ABSENT_RETRY_SECONDS)
+        self._blocked.discard(getattr(state.source, "child", ""))
+        self._judge(state)
+        self._add_facts(turn.facts)
 
-    def _send_frame(self) -> None:
-        samples = [sample for state in self.states for sample in (*state.samples, *about(state))]
-        self.snapshot.samples = tuple(samples)
-        tick, self._tick = self._tick, Tick()
-        frame = self._builder.build(tick, samples)
-        self._deliver(frame, self._builder.dictionary)
+    def _judge(self, state: SourceState) -> None:
+        """A failure is a fact of its own when it begins, and when it is over; while it lasts the metrics tell."""
+        is_slow = state.duration_seconds > state.source.deadline_seconds
+        state.deadline_misses_total += is_slow
+        if state.outcome == "failed":
+            state.failures_total += 1
+            self._say(state, "source_failed", state.detail)
+        elif is_slow:
+            self._say(state, "source_slow", self._slow_sentence(state))
+        elif state.said_kind:
+            state.said_kind = ""
+            self._add_facts([self._fact("source_recovered", f"Source {state.name} answers again.", source=state.name)])
+
+    def _slow_sentence(self, state: SourceState) -> str:
+        return (
+            f"Source {state.name} took {state.duration_seconds:.1f} s and more; its deadline is "
+            f"{state.source.deadline_seconds:g} s. It runs in the agent's own thread and holds the other sources up."
+        )
+
+    def _hear_loss(self, loss: Loss) -> None:
+        where = f"in {loss.call} for {loss.call_seconds:.1f} s" if loss.call else "in a call that it did not announce"
+        how = "did not answer in time" if loss.ending == "deadline" else f"lost its process ({loss.ending})"
+        if not loss.source:
+            text = f"Child process {loss.child} ended between two turns ({loss.ending}); it is started again."
+            log.warning("%s", text)
+            self._add_facts([self._fact("child_lost", text, child=loss.child, ending=loss.ending)])
+            return
+        state = self._by_name[loss.source]
+        state.outcome, state.samples, state.is_fresh = "stuck", (), True
+        state.failures_total += 1
+        state.deadline_misses_total += loss.ending == "deadline"
+        state.detail = f"Source {state.name} {how}: child process {loss.child} was {where}. It is started again."
+        fields = {"child": loss.child, "call": loss.call, "seconds": f"{loss.call_seconds:.3f}"}
+        self._say(state, "source_stuck", state.detail, ending=loss.ending, **fields)
+
+    def _hear_blocked(self, blocked: Blocked) -> None:
+        for name in blocked.sources:
+            state = self._by_name[name]
+            state.outcome, state.detail, state.samples, state.is_fresh = "stuck", blocked.detail, (), True
+            state.failures_total += 1
+        if blocked.child not in self._blocked:
+            self._blocked.add(blocked.child)
+            log.warning("%s", blocked.detail)
+            kind = "child_unkillable" if blocked.is_unkillable else "child_not_started"
+            self._add_facts([self._fact(kind, blocked.detail, child=blocked.child)])
+
+    def _say(self, state: SourceState, kind: str, text: str, **fields: str) -> None:
+        if state.said_kind != kind:
+            state.said_kind = kind
+            log.warning("%s", text)
+            self._add_facts([self._fact(kind, text, source=state.name, **fields)])
+
+    def _fact(self, kind: str, text: str, **fields: str) -> Fact:
+        return Fact(kind, text, self._node.monotonic_ns(), self._node.realtime_ns(), fields)
+
+    def _add_facts(self, facts: Sequence[Fact]) -> None:
+        self._tick.facts += facts[: max(0, FACTS_PER_FRAME_MAX - len(self._tick.facts))]
+
+    def _known(self, state: SourceState, samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
+        """Give the samples whose metric the source has stated."""
+        unknown = {sample.name for sample in samples} - state.metric_names
+        if not unknown:
+            return samples
+        if len(state.unknown_names) < SAID_ONCE_MAX:
+            for name in sorted(unknown - state.unknown_names):
+                log.error("Source %s does not state the metric %s: its samples are dropped.", state.name, name)
+            state.unknown_names |= unknown
+        return tuple(sample for sample in samples if sample.name not in unknown)
+
+    def _send_frame(self, *, is_tick: bool) -> None:
+        """Send what is new. Between two ticks that is facts and ranks; values wait for the tick."""
+        with self._sending:
+            tick, self._tick = self._tick, Tick()
+            samples: list[Sample] | None = None
+            if is_tick:
+                fresh = (sample for state in self.states if state.is_fresh for sample in state.samples)
+                samples = [*fresh, *self._about()]
+                for state in self.states:
+                    state.is_fresh = False
+            self.snapshot = self._new_snapshot(tick.facts)
+            self._deliver(self._builder.build(tick, samples), self._builder.dictionary)
+
+    def _new_snapshot(self, facts: Iterable[Fact]) -> Snapshot:
+        return Snapshot(
+            samples=(*(sample for state in self.states for sample in state.samples), *self._about()),
+            ranks=tuple(report for state in self.states for report in state.ranks),
+            gpus=merged_gpus(self.states),
+            facts=(*self.snapshot.facts, *facts)[-FACTS_PER_FRAME_MAX:],
+        )
+
+    def _about(self) -> Iterator[Sample]:
+        """Yield what the agent says of itself."""
+        for state in self.states:
+            yield from state.about()
+        for child, count in self.children.starts.items():
+            yield Sample(name="instep_agent_child_starts_total", labels=(("child", child),), value=float(count))
+        for child, count in self.children.unkillable.items():
+            yield Sample(name="instep_agent_child_unkillable", labels=(("child", child),), value=float(count))
+        yield Sample(name="instep_agent_series_dropped", labels=(), value=float(self._builder.series_dropped))
+        yield from self._also()
 
 
-def about(state: SourceState) -> tuple[Sample, ...]:
-    """Give the samples about a source itself. One that is absent has no success to report."""
-    labels = (("source", state.source.name),)
-    duration = Sample(name="instep_agent_source_duration_seconds", labels=labels, value=state.duration_seconds)
-    failures = Sample(name="instep_agent_source_failures_total", labels=labels, value=float(state.failures_total))
-    if state.outcome == "absent":
-        return (duration, failures)
-    success = Sample(name="instep_agent_source_success", labels=labels, value=float(state.outcome == "ok"))
-    return (success, duration, failures)
+def merged_gpus(states: Iterable[SourceState]) -> tuple[GpuReport, ...]:
+    """Give every GPU once, by its address, as the first source that knows it describes it."""
+    found: dict[str, GpuReport] = {}
+    for state in states:
+        for gpu in state.gpus:
+            found.setdefault(gpu.pci, gpu)
+    return tuple(found.values())

@@ -63,7 +63,7 @@ class IngestServer:
             self.dictionaries[dictionary.hash] = dictionary
             return 204, None
         frame = msgspec.msgpack.decode(body, type=Frame)
-        if frame.dictionary_hash not in self.dictionaries:
+        if frame.dictionary_hash and frame.dictionary_hash not in self.dictionaries:
             return 409, {"detail": "The dictionary is not known."}
         self.frames.append(frame)
         return 200, {"acknowledged": frame.sequence}

@@ -5,6 +5,7 @@ import struct
 import pytest
 from instep_agent.errors import Absent, SourceFailed
 from instep_agent.frames import SERIES_MAX
+from instep_agent.metric import gauge
 from instep_agent.node import Fact
 from instep_agent.runner import Runner
 from instep_agent.wire import GpuReport, RankReport, Sample, StepReport
@@ -13,6 +14,9 @@ from made_nodes import Clock, node_at
 
 class Scripted:
     """A source that yields or raises what it is told."""
+
+    deadline_seconds, child = 1.0, ""
+    metrics = (gauge("x_bytes", "What these tests measure."),)
 
     def __init__(self, name, interval_seconds=1.0, *says):
         self.name, self.interval_seconds, self.says, self.asked = name, interval_seconds, list(says), 0
@@ -110,7 +114,8 @@ def test_a_failure_is_an_event_when_it_begins_and_again_after_a_recovery(tmp_pat
     agent.after(1)
     events = [[(event.kind, event.text, event.fields) for event in frame.events] for frame in agent.frames]
     failed = [("source_failed", "Cannot read it.", {"source": "host"})]
-    assert events == [failed, [], [], failed]
+    recovered = [("source_recovered", "Source host answers again.", {"source": "host"})]
+    assert events == [failed, [], recovered, failed]
 
 
 def test_what_a_source_said_before_it_failed_is_kept(tmp_path, caplog):

@@ -1,0 +1,365 @@
+"""Sources that run in child processes: the agent asks and goes on; a child that does not answer in time is killed.
+
+A source with `child = "nvml"` runs in the child of that name, one source after the other. What a source may do there:
+
+- `announce("nvmlDeviceGetTemperature gpu 3")` (`instep_agent.announce`) before a call that may never come back: a child
+  that is stuck or dies is reported with the call that it was in;
+- `watch(self, node, timeout_seconds) -> Iterator[Reading]`, a method beside `collect`: wait no longer than
+  `timeout_seconds` for something to happen (such as `nvmlEventSetWait_v2`) and yield it. The child calls it between two
+  turns, from the first good `collect` on, and each reading leaves at once.
+
+The agent never waits for a child, so that every other source keeps its interval. A source that lost its child waits
+1 s, 2 s, … 60 s for its next turn, until one comes back; the other sources of that child go on 1 s later in a new one.
+A process that cannot be killed (it hangs in the kernel) is left alone; while there are two of them under one name, no
+third is started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from instep_agent import child as process
+from instep_agent.announce import Progress
+from instep_agent.node import Node, Source
+from instep_agent.turn import Turn
+
+START_GRACE_SECONDS = 5.0
+"""A child's first turn may take so much longer: a driver library loads and initialises."""
+BACKOFF_SECONDS_MIN = 1.0
+BACKOFF_SECONDS_MAX = 60.0
+UNKILLABLE_MAX = 2
+CLOSE_SECONDS_MAX = 2.0
+_RECEIVE_BYTES = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A child is gone: it did not answer in time (`signal` is empty), or it ended by itself."""
+
+    child: str
+    source: str
+    """The source whose turn or watch it was; empty when it was nobody's."""
+    call: str
+    """The call that it had announced last."""
+    call_seconds: float
+    """Since it announced that."""
+    ending: str
+    """`deadline`, the signal's name, or `exit N`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """No process of this child can be had, and why; `is_unkillable`: too many hang in the kernel."""
+
+    child: str
+    sources: tuple[str, ...]
+    detail: str
+    is_unkillable: bool
+
+
+Report = Turn | Loss | Blocked
+
+
+@dataclass(slots=True)
+class _Child:
+    """One name: its sources, and the process that runs them now, if any."""
+
+    name: str
+    sources: dict[str, Source]
+    progress: Progress
+    data: socket.socket | None = None
+    pid: int = 0
+    """0 until the keeper has told it."""
+    is_ended: bool = False
+    """It closed its end of the data socket; how it ended, the keeper says."""
+    rest: bytearray = field(default_factory=bytearray)
+    asked: str = ""
+    deadline_seconds: float = 0.0
+    """When the turn that runs must be over, on the agent's clock."""
+    is_new: bool = False
+    pending: deque[str] = field(default_factory=deque)
+    not_before_seconds: float = 0.0
+    """No process is started earlier."""
+    killed: set[int] = field(default_factory=set)
+    """Killed and not yet known to have ended."""
+    starts_total: int = 0
+
+    @property
+    def is_running(self) -> bool:
+        return self.data is not None
+
+
+class Children:
+    """The agent's side of every child. `ask` for turns, `wait` for news, `poll` them; `close` ends all processes.
+
+    Make it before the agent has threads: it forks.
+    """
+
+    def __init__(self, node: Node, sources: Sequence[Source]) -> None:
+        self._node = node
+        self._children: dict[str, _Child] = {}
+        self._of_source: dict[str, _Child] = {}
+        for source in sources:
+            name = getattr(source, "child", "")
+            if name:
+                child = self._children.setdefault(name, _Child(name, {}, Progress()))
+                child.sources[source.name] = source
+                self._of_source[source.name] = child
+        self._backoff_seconds: dict[str, float] = {}
+        self._held_until_seconds: dict[str, float] = {}
+        self._keeper_pid = 0
+        self._control: socket.socket | None = None
+        self._ready: list[Report] = []
+        if self._children:
+            self._start_keeper()
+
+    def has(self, source: str) -> bool:
+        """Whether this source runs in a child."""
+        return source in self._of_source
+
+    @property
+    def unkillable(self) -> dict[str, int]:
+        """Processes that were killed and have not ended, by child."""
+        return {child.name: len(child.killed) for child in self._children.values()}
+
+    @property
+    def starts(self) -> dict[str, int]:
+        """Processes started so far, by child."""
+        return {child.name: child.starts_total for child in self._children.values()}
+
+    def ask(self, source: str, now_seconds: float) -> None:
+        """Have a source take its turn, as soon as its child is free; one that waits for its turn already waits once."""
+        child = self._of_source[source]
+        if source != child.asked and source not in child.pending:
+            child.pending.append(source)
+        self._go_on(child, now_seconds)
+
+    def wait(self, timeout_seconds: float) -> None:
+        """Wait until a child says something, no longer than that."""
+        poll = select.poll()
+        for one in self._sockets():
+            poll.register(one, select.POLLIN)
+        poll.poll(max(0.0, timeout_seconds) * 1000)
+
+    def poll(self, now_seconds: float) -> list[Report]:
+        """Give what came since the last time, and what is overdue; go on with what waits."""
+        for child in self._children.values():
+            self._receive(child)
+        self._hear_keeper(now_seconds)
+        for child in self._children.values():
+            if child.asked and child.deadline_seconds <= now_seconds:
+                self._lose(child, "deadline", now_seconds)
+            self._go_on(child, now_seconds)
+        ready, self._ready = self._ready, []
+        return ready
+
+    def due_seconds(self) -> float:
+        """Give the moment, on the agent's clock, at which `poll` has something to do although nothing came."""
+        moments = [float("inf")]
+        for child in self._children.values():
+            if child.asked:
+                moments.append(child.deadline_seconds)
+            elif child.pending:
+                held = min(self._held_until_seconds.get(name, 0.0) for name in child.pending)
+                moments.append(held if child.is_running else max(child.not_before_seconds, held))
+        return min(moments)
+
+    def close(self) -> None:
+        """End every child and the keeper. One that hangs in the kernel ends as soon as that lets it."""
+        for child in self._children.values():
+            self._drop_process(child)
+        if self._control is None:
+            return
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_WR)
+        self._control.setblocking(True)
+        self._control.settimeout(CLOSE_SECONDS_MAX)
+        with contextlib.suppress(OSError):
+            while self._control.recv(process.PACKET_BYTES_MAX):
+                pass
+        self._forget_keeper()
+
+    def _sockets(self) -> Iterator[socket.socket]:
+        if self._control is not None:
+            yield self._control
+        yield from (child.data for child in self._children.values() if child.data is not None and not child.is_ended)
+
+    def _start_keeper(self) -> None:
+        groups = {
+            child.name: (tuple(child.sources.values()), child.progress) for child in self._children.values()
+        }
+        with warnings.catch_warnings():  # a lost keeper is forked again beside threads: it takes no lock of theirs
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._keeper_pid, self._control = process.fork_keeper(self._node, groups)
+
+    def _forget_keeper(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+            with contextlib.suppress(OSError):
+                os.kill(self._keeper_pid, signal.SIGKILL)
+                os.waitpid(self._keeper_pid, 0)
+
+    def _go_on(self, child: _Child, now_seconds: float) -> None:
+        """Ask the next source that may be asked now, in a new process if need be."""
+        if child.asked:
+            return
+        ready = [name for name in child.pending if self._held_until_seconds.get(name, 0.0) <= now_seconds]
+        if not ready or (not child.is_running and not self._start(child, now_seconds)):
+            return
+        name = min(ready, key=lambda one: self._backoff_seconds.get(one, 0.0))  # the one that lost a child goes last
+        assert child.data is not None
+        child.pending.remove(name)
+        child.asked = name
+        grace_seconds = START_GRACE_SECONDS if child.is_new else 0.0
+        child.deadline_seconds = now_seconds + child.sources[name].deadline_seconds + grace_seconds
+        with contextlib.suppress(OSError):  # it has just ended: the keeper is about to say so
+            child.data.send(name.encode() + b"\n")
+
+    def _start(self, child: _Child, now_seconds: float) -> bool:
+        if child.not_before_seconds > now_seconds:
+            return False
+        if len(child.killed) >= UNKILLABLE_MAX:
+            self._block(
+                child,
+                f"{len(child.killed)} processes of child {child.name} cannot be killed (they hang in the kernel): no "
+                "further one is started until one of them ends; if none does, only a reboot of the node helps.",
+                is_unkillable=True,
+            )
+            return False
+        child.not_before_seconds = now_seconds + BACKOFF_SECONDS_MIN
+        if self._control is None:
+            self._start_keeper()
+        assert self._control is not None
+        ours, its = socket.socketpair()
+        child.progress.begin("")
+        child.starts_total += 1
+        try:
+            order = process.encode(process.Start(child.name, child.starts_total))
+            socket.send_fds(self._control, [order], [its.fileno()])
+        except OSError as error:
+            ours.close()
+            self._block(child, f"Child {child.name} cannot be started ({error}).", is_unkillable=False)
+            return False
+        finally:
+            its.close()
+        ours.setblocking(False)
+        child.data, child.is_new = ours, True
+        return True
+
+    def _block(self, child: _Child, detail: str, *, is_unkillable: bool) -> None:
+        """Nothing can be asked: what waits is dropped, so that each source's next turn tries again."""
+        child.pending.clear()
+        self._ready.append(Blocked(child.name, tuple(child.sources), detail, is_unkillable))
+
+    def _receive(self, child: _Child) -> None:
+        while child.data is not None:
+            try:
+                received = child.data.recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                break
+            except ConnectionError:
+                received = b""
+            if not received:
+                child.is_ended = True
+                break
+            child.rest += received
+        self._take_turns(child)
+
+    def _take_turns(self, child: _Child) -> None:
+        while len(child.rest) >= 4:
+            size_bytes = int.from_bytes(child.rest[:4], "little")
+            if len(child.rest) < 4 + size_bytes:
+                return
+            try:
+                turn = process.turns.decode(memoryview(child.rest)[4 : 4 + size_bytes])
+            except msgspec.DecodeError as error:
+                turn = Turn(source=child.asked, outcome="failed", detail=f"An answer of child {child.name}: {error}.")
+            del child.rest[: 4 + size_bytes]
+            if turn.source in child.sources:
+                self._ready.append(turn)
+            if not turn.is_push and turn.source == child.asked:
+                child.asked, child.is_new = "", False
+                self._backoff_seconds.pop(turn.source, None)
+
+    def _hear_keeper(self, now_seconds: float) -> None:
+        while self._control is not None:
+            try:
+                data = self._control.recv(process.PACKET_BYTES_MAX)
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                data = b""
+            if not data:
+                self._lose_keeper(now_seconds)
+                return
+            report = process.reports.decode(data)
+            if isinstance(report, process.Started):
+                self._hear_started(report)
+            else:
+                self._hear_ended(report, now_seconds)
+
+    def _hear_started(self, report: process.Started) -> None:
+        child = self._children[report.child]
+        if not child.is_running or report.number != child.starts_total:  # it was given up before it was there
+            if report.pid:
+                self._kill(child, report.pid)
+            return
+        child.pid = report.pid
+        if report.problem:
+            self._drop_process(child)
+            self._block(child, f"Child {child.name} cannot be started ({report.problem}).", is_unkillable=False)
+
+    def _hear_ended(self, report: process.Ended, now_seconds: float) -> None:
+        for child in self._children.values():
+            child.killed.discard(report.pid)
+            if child.pid == report.pid and child.is_running:
+                self._receive(child)
+                ending = signal.Signals(report.signal).name if report.signal else f"exit {report.code}"
+                self._lose(child, ending, now_seconds)
+
+    def _lose_keeper(self, now_seconds: float) -> None:
+        """Its children died with it."""
+        self._forget_keeper()
+        for child in self._children.values():
+            child.killed.clear()
+            if child.is_running:
+                self._lose(child, "keeper gone", now_seconds)
+
+    def _lose(self, child: _Child, ending: str, now_seconds: float) -> None:
+        running, call, call_seconds = child.progress.read()
+        waiting = [child.asked, *child.pending] if child.asked else list(child.pending)
+        source = running if running in child.sources else child.asked
+        pid = child.pid
+        self._drop_process(child)
+        if ending == "deadline" and pid:
+            self._kill(child, pid)
+        child.pending = deque(name for name in waiting if name != source)
+        child.not_before_seconds = now_seconds + BACKOFF_SECONDS_MIN
+        if source:
+            doubled_seconds = self._backoff_seconds.get(source, 0.0) * 2 or BACKOFF_SECONDS_MIN
+            self._backoff_seconds[source] = min(doubled_seconds, BACKOFF_SECONDS_MAX)
+            self._held_until_seconds[source] = now_seconds + self._backoff_seconds[source]
+        self._ready.append(Loss(child.name, source, call, call_seconds, ending))
+
+    def _kill(self, child: _Child, pid: int) -> None:
+        child.killed.add(pid)
+        with contextlib.suppress(OSError):  # the keeper is gone, and its children with it
+            if self._control is not None:
+                self._control.send(process.encode(process.Kill(pid)))
+
+    def _drop_process(self, child: _Child) -> None:
+        if child.data is not None:
+            child.data.close()
+        child.data, child.pid, child.is_ended, child.asked = None, 0, False, ""
+        child.rest.clear()
