@@ -98,7 +98,7 @@ class Runtime:
                 hang=hang_settings(config.hang), evidence_grace_seconds=config.evidence_grace_seconds
             ),
         )
-        self.metrics.watch(clock, self.registry, self.intake, self.journal)
+        self.metrics.watch(clock, self.registry, self.intake, self.journal, self.store)
         self._tasks: list[asyncio.Task[None]] = []
         self._scheduler = AsyncIOScheduler(timezone="UTC")
 
