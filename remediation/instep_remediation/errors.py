@@ -4,7 +4,11 @@
 RemediationError
 ├── PolicyError    the policy or configuration is wrong; names file, key and value. A retry does not help.
 ├── ClientError    the server could not be asked. A retry may help.
-└── DeliveryError  a message did not reach its receiver. A retry helps; the outbox does it.
+├── DeliveryError  a message did not reach its receiver. A retry helps; the outbox does it.
+└── DecisionError  a person's decision cannot be carried out; nothing was changed
+    ├── NotKnown      what it is about does not exist
+    ├── NotPossible   the state of the plan, incident or node does not allow it
+    └── Outdated      it was made on an older version. Look again, then decide again.
 ```
 """
 
@@ -25,3 +29,19 @@ class ClientError(RemediationError):
 
 class DeliveryError(RemediationError):
     """A message was not taken."""
+
+
+class DecisionError(RemediationError):
+    """A decision was refused."""
+
+
+class NotKnown(DecisionError):
+    """There is no such plan, incident or node."""
+
+
+class NotPossible(DecisionError):
+    """It cannot be done now; the sentence says why."""
+
+
+class Outdated(DecisionError):
+    """It has changed since whoever decides looked at it."""

@@ -1,4 +1,5 @@
-"""Carries plans out: restarts become orders to the run's coordinator, node actions are printed and kept as proposals.
+"""Keeps plans and sets going what may be: restarts become orders to the run's coordinator, node actions are proposals,
+or approved at once where the policy says `auto`. `runner` carries approved ones out.
 
 Everything of one plan — the plan, its actions, its order, the message and the audit line — is committed together with
 the incident's verdict. A server that dies before the commit has done nothing; one that dies after it goes on from the
@@ -9,88 +10,62 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Protocol
 
 from instep_collector.clock import Clock
-from instep_collector.store import audit
-from instep_collector.store.models import ActionRow, Incident, OrderRow, PlanRow
+from instep_collector.store import audit, breaker
+from instep_collector.store import plans as plan_queries
+from instep_collector.store.models import Incident, OrderRow
 from sqlalchemy.orm import Session
 
-from instep_remediation.actions import Action, Notify, Restart
+from instep_remediation.actions import Notify, Restart
+from instep_remediation.node_executor import NodeExecutor
 from instep_remediation.orders import OrderHub, OrderRequest
-from instep_remediation.plans import Plan, describe
+from instep_remediation.plan_rows import ACTOR, Decision, keep_action, keep_plan
+from instep_remediation.plans import Plan
+from instep_remediation.policy import Policy
 
-ACTOR = "instep-server"
-
-
-class NodeExecutor(Protocol):
-    """Changes nodes; later ones speak to Kubernetes or Slurm."""
-
-    def submit(self, plan: Plan, action: Action) -> str:
-        """Take an action on; returns the state it is in now: `proposed`, `ordered`, `done` or `failed`."""
-
-
-class PrintingExecutor:
-    """Does nothing to nodes: prints what would be done."""
-
-    def __init__(self, write: Callable[[str], object] = sys.stderr.write) -> None:
-        self._write = write
-
-    def submit(self, plan: Plan, action: Action) -> str:
-        """Print one line and leave the action proposed."""
-        self._write(f"proposed, not done: {action.describe()} (incident {plan.incident})\n")
-        return "proposed"
+AUTOMATIC = Decision(ACTOR, 'The policy says nodes.drain = "auto".', is_automatic=True)
 
 
 class Executor:
     """Keeps a plan and sets going what of it may be done."""
 
-    def __init__(self, clock: Clock, hub: OrderHub, nodes: NodeExecutor) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        hub: OrderHub,
+        nodes: NodeExecutor,
+        policy: Policy,
+        write: Callable[[str], object] = sys.stderr.write,
+    ) -> None:
         self._clock = clock
         self._hub = hub
         self._nodes = nodes
+        self._policy = policy
+        self._write = write
 
     def execute(self, session: Session, plan: Plan, incident: Incident) -> OrderRow | None:
         """Keep the plan and start its actions; returns the restart order that was made, if one was."""
         now = self._clock.realtime()
-        row = PlanRow(
-            incident=incident.id,
-            job=plan.job,
-            run=plan.run,
-            attempt=plan.attempt,
-            state="executing",
-            reason=plan.reason,
-            text=describe(plan),
-            created_at=now,
-            ended_at=None,
-        )
-        session.add(row)
-        session.flush()
+        is_automatic = self._is_automatic(session) and any(action.is_about_nodes for action in plan.actions)
+        decision = AUTOMATIC if is_automatic else None
+        row = keep_plan(session, plan, mode=self._policy.nodes.drain, decision=decision, now=now)
+        row.incident = incident.id
         order: OrderRow | None = None
-        states: list[str] = []
         for position, action in enumerate(plan.actions):
-            state = "done"
+            state = "done" if isinstance(action, Notify) else "approved" if is_automatic else "proposed"
             if isinstance(action, Restart):
                 order, state = self._order(session, plan, action), "ordered"
-            elif not isinstance(action, Notify):
-                state = self._nodes.submit(plan, action)
-            states.append(state)
-            session.add(
-                ActionRow(
-                    plan=row.id,
-                    position=position,
-                    name=action.name,
-                    arguments=action.arguments(),
-                    state=state,
-                    detail="",
-                    started_at=now,
-                    ended_at=now if state == "done" else None,
-                )
+            elif state == "proposed":
+                self._write(f"proposed, not done: {action.describe()} (incident {plan.incident})\n")
+            keep_action(
+                session, row, position, name=action.name, arguments=action.arguments(), state=state, now=now
             )
-        row.state = "executing" if "ordered" in states else "waiting" if "proposed" in states else "done"
-        row.ended_at = now if row.state == "done" else None
-        audit.note(session, at=now, actor=ACTOR, action="plan", subject=f"plan {row.id}", reason=row.text)
+        plan_queries.refresh(session, row, at=now)
         return order
+
+    def _is_automatic(self, session: Session) -> bool:
+        return self._policy.nodes.drain == "auto" and self._nodes.is_changing and not breaker.is_open(session)
 
     def _order(self, session: Session, plan: Plan, action: Restart) -> OrderRow:
         order, is_new = self._hub.make(

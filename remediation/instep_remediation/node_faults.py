@@ -22,6 +22,7 @@ from instep_diagnosis.verdict import Kind, Verdict
 from sqlalchemy.orm import Session
 
 from instep_remediation.openings import STOP, Opening, device, device_of, note, open_incident
+from instep_remediation.repairs import is_mended
 
 SETTLE_SECONDS = 8.0
 """A fault waits this long for the crash or hang that it may cause: one cause is one incident."""
@@ -105,7 +106,7 @@ class NodeFaults:
     def _holder(self, session: Session, waiting: Waiting, happened_at: float) -> Incident | None:
         """Return the incident that already tells of this fault, or of what it did to a job at that time."""
         for row in queries.recent(session):
-            if row.state in ("withdrawn", "merged"):
+            if row.state in ("withdrawn", "merged") or is_mended(row, happened_at):
                 continue
             suspects = (row.verdict or {}).get("suspects", ())
             is_near = (

@@ -39,7 +39,8 @@ def make_plan(incident: str, verdict: Verdict, policy: Policy, budget: JobBudget
         return None
     actions: list[Action] = []
     reasons = [verdict.summary]
-    nodes = nodes_at_fault(verdict, policy)
+    is_fresh = budget.evidence_age_seconds <= policy.guards.evidence_age_seconds_max
+    nodes = nodes_at_fault(verdict, policy) if is_fresh else ()
     if verdict.kind in (Kind.HANG, Kind.CRASH, Kind.MISMATCH):
         refusal = restart_refusal(verdict, policy, budget)
         if refusal is None:
@@ -52,7 +53,7 @@ def make_plan(incident: str, verdict: Verdict, policy: Policy, budget: JobBudget
             actions.append(Restart(verdict.job, verdict.run, verdict.attempt, exclude))
         else:
             reasons.append(f"No restart is ordered: {refusal}.")
-    if policy.nodes.drain == "propose":
+    if policy.nodes.drain != "off":
         actions.extend(DrainNode(node, verdict.summary) for node in nodes if node not in budget.nodes_proposed)
     actions.append(Notify(incident))
     return Plan(incident, verdict.job, verdict.run, verdict.attempt, tuple(actions), " ".join(reasons))
@@ -70,15 +71,24 @@ def nodes_at_fault(verdict: Verdict, policy: Policy) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sure))
 
 
-def describe(plan: Plan) -> str:
+NOTES = {
+    "propose": "proposed: nodes are watch-only",
+    "approve": "waits for approval",
+    "auto": "carried out by itself, within the guards",
+    "hand": "asked for by hand",
+}
+"""What happens to a node action, by the policy's `nodes.drain`."""
+
+
+def describe(plan: Plan, mode: str = "propose") -> str:
     """Return a plan as it is printed: the reason, then each action with what happens to it.
 
     >>> print(describe(Plan("inc-1", "gpt", "r1", 0, (DrainNode("node-b", "Xid 79"),), "GPU fell off the bus.")))
     Plan for incident inc-1: GPU fell off the bus.
       1. drain node node-b: Xid 79 [proposed: nodes are watch-only]
     """
-    lines = [f"Plan for incident {plan.incident}: {plan.reason}"]
+    lines = [f"Plan for incident {plan.incident}: {plan.reason}" if plan.incident else f"Plan: {plan.reason}"]
     for number, action in enumerate(plan.actions, 1):
-        note = " [proposed: nodes are watch-only]" if action.is_about_nodes else ""
+        note = f" [{NOTES[mode]}]" if action.is_about_nodes else ""
         lines.append(f"  {number}. {action.describe()}{note}")
     return "\n".join(lines)

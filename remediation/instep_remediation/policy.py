@@ -1,7 +1,7 @@
 """The policy: which verdict leads to which actions. One TOML file; without one the defaults below hold.
 
-Nodes are watch-only: draining is proposed and printed. Jobs are restarted within the budget that `instep run
---max-restarts` gave them (0 unless said otherwise).
+Nodes are watch-only: draining is proposed and printed; what may become of a proposal is `nodes.drain`. Jobs are
+restarted within the budget that `instep run --max-restarts` gave them (0 unless said otherwise).
 """
 
 from __future__ import annotations
@@ -27,8 +27,14 @@ class NodePolicy(BaseModel):
     """What may be done to nodes."""
 
     model_config = _strict
-    drain: Literal["propose", "off"] = "propose"
-    """`propose` prints a drain for somebody to decide on; `off` does not even that."""
+    drain: Literal["propose", "approve", "auto", "off"] = "propose"
+    """`propose` shows a drain: nothing happens unless somebody with `operate` approves it, and the executor can change
+    nodes. `approve` is the same, and the server does not start with an executor that changes nothing. `auto` drains
+    without asking, within the guards. `off` does not even propose."""
+    drain_timeout_seconds: float = Field(default=1800.0, gt=0.0, le=604_800.0)
+    """A step that has not ended after this long fails its plan."""
+    unavailable_max: int = Field(default=1, ge=0, le=10_000)
+    """So many nodes may be cordoned or drained by us at once; further ones wait."""
     exclude: bool = True
     """Leave a node out of a restart when there is evidence against the node itself."""
     confidence_min: float = Field(default=0.8, ge=0.0, le=1.0)
@@ -41,6 +47,11 @@ class GuardPolicy(BaseModel):
     model_config = _strict
     evidence_age_seconds_max: float = Field(default=30.0, gt=0.0)
     """A verdict drawn from older evidence plans nothing."""
+    failures_max: int = Field(default=3, ge=1, le=1000)
+    """After so many failed node plans in a row nothing is carried out without approval until a person resets the
+    breaker."""
+    hold_seconds_max: float = Field(default=600.0, gt=0.0, le=604_800.0)
+    """An automatic drain that the guards held back for longer waits for a person's approval."""
 
 
 class Policy(BaseModel):

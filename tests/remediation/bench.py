@@ -69,10 +69,10 @@ class Bench:
 
 
 @asynccontextmanager
-async def server(folder, clock=None, policy=None, **settings):
+async def server(folder, clock=None, policy=None, nodes=None, **settings):
     """A server over `folder`, opened and closed; the test ticks."""
     clock = clock or FakeClock()
-    runtime = Runtime(ServerConfig(state_dir=folder, **settings), policy or Policy(), clock)
+    runtime = Runtime(ServerConfig(state_dir=folder, **settings), policy or Policy(), clock, nodes=nodes)
     runtime.open()
     token = read_token(runtime.token_file)
     transport = httpx.ASGITransport(app=make_application(runtime, is_watching=False))

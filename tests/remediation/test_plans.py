@@ -106,7 +106,11 @@ def test_the_policy_file_changes_what_is_planned(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[nodes]\ndrian = 1\n", "there is no key 'nodes.drian'; keys here are confidence_min, drain, exclude."),
+        (
+            "[nodes]\ndrian = 1\n",
+            "there is no key 'nodes.drian'; keys here are confidence_min, drain, drain_timeout_seconds, exclude, "
+            "unavailable_max.",
+        ),
         ('[nodes]\ndrain = "now"\n', "nodes.drain = 'now' is not allowed"),
         ("[nodes]\nconfidence_min = 2\n", "nodes.confidence_min = 2 is not allowed"),
         ("nodes = [", "is not TOML"),

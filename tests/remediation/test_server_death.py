@@ -121,12 +121,14 @@ def test_a_restarted_server_knows_the_job_and_refuses_another_run_of_it(tmp_path
     play(story)
 
 
+PROGRAM = (sys.executable, "-c", "import sys; from instep_remediation.server.cli import main; sys.exit(main())")
+
+
 @contextmanager
-def real_server(folder, *options):
+def real_server(folder, *options, program=PROGRAM):
     """`instep server` as a process; yields (process, what it said when it was ready)."""
-    command = [sys.executable, "-c", "import sys; from instep_remediation.server.cli import main; sys.exit(main())"]
     process = subprocess.Popen(
-        [*command, "--listen", "127.0.0.1:0", "--state-dir", str(folder), "--json-ready", *options],
+        [*program, "--listen", "127.0.0.1:0", "--state-dir", str(folder), "--json-ready", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

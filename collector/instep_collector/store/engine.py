@@ -9,7 +9,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -62,9 +62,33 @@ class Store:
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
         config.set_main_option("path_separator", "os")
-        with self.engine.begin() as connection:
+        with self.engine.connect() as connection, _changing_tables(connection):
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+
+@contextmanager
+def _changing_tables(connection: Connection) -> Iterator[None]:
+    """Give one transaction for all migrations: a server that dies in the middle leaves the schema it found.
+
+    SQLite changes a table by copying it, and dropping the old one would delete whatever refers to its rows: foreign
+    keys rest meanwhile, and are checked before the commit. They cannot be switched inside a transaction.
+    """
+    if connection.dialect.name != "sqlite":
+        with connection.begin():
+            yield
+        return
+    connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
+    connection.commit()
+    try:
+        with connection.begin():
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # Python's sqlite3 begins none before a change of tables.
+            yield
+            if (broken := connection.exec_driver_sql("PRAGMA foreign_key_check").first()) is not None:
+                raise StartError(f"The database cannot be migrated: a row of {broken[0]} refers to nothing.")
+    finally:
+        connection.exec_driver_sql("PRAGMA foreign_keys=ON")
+        connection.commit()
 
 
 def hidden(url: str) -> str:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Integer, String, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Integer,
+    String,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Identity = BigInteger().with_variant(Integer, "sqlite")
@@ -127,24 +137,43 @@ class Incident(Base):
     step_kept: Mapped[int | None]
     resolved_at: Mapped[float | None]
     opened_at: Mapped[float] = mapped_column(index=True)
+    acknowledged_at: Mapped[float | None]
+    acknowledged_by: Mapped[str] = mapped_column(NAME, default="")
+    acknowledgement: Mapped[str] = mapped_column(Text, default="")
+    """What whoever looks after it said."""
+    version: Mapped[int] = mapped_column()
+    """Grows with every change: who decides on an older one is told so."""
+    __mapper_args__ = {"version_id_col": version}  # noqa: RUF012 (SQLAlchemy's form)
 
 
 class PlanRow(Base):
-    """One plan, made for one incident."""
+    """One plan: made for an incident, or by hand for a node."""
 
     __tablename__ = "plans"
     id: Mapped[int] = mapped_column(Identity, primary_key=True)
-    incident: Mapped[str] = mapped_column(ForeignKey("incidents.id", ondelete="CASCADE"), index=True)
+    incident: Mapped[str | None] = mapped_column(ForeignKey("incidents.id", ondelete="CASCADE"), index=True)
+    """None when a person made it by hand."""
     job: Mapped[str] = mapped_column(NAME)
     run: Mapped[str] = mapped_column(NAME)
     attempt: Mapped[int]
     state: Mapped[str] = mapped_column(String(20), index=True)
-    """`waiting` (a proposal nobody has decided), `executing`, `done`, `failed` or `closed`."""
+    """`waiting` (a proposal nobody has decided on), `approved` (to be carried out as soon as the guards allow),
+    `executing`, `done`, `failed`, `rejected`, `cancelled` or `closed` (overtaken: there is nothing left to do)."""
     reason: Mapped[str] = mapped_column(Text)
     text: Mapped[str] = mapped_column(Text)
     """As it is printed."""
     created_at: Mapped[float]
     ended_at: Mapped[float | None]
+    decided_at: Mapped[float | None]
+    decided_by: Mapped[str] = mapped_column(NAME, default="")
+    """Who approved, rejected or cancelled it last; the server itself where the policy says `auto`."""
+    decision: Mapped[str] = mapped_column(Text, default="")
+    """Why."""
+    is_automatic: Mapped[bool] = mapped_column(default=False)
+    """Approved by the policy, by nobody else."""
+    version: Mapped[int] = mapped_column()
+    """Grows with every change of state or decision; the steps' progress does not count."""
+    __mapper_args__ = {"version_id_col": version}  # noqa: RUF012 (SQLAlchemy's form)
     __table_args__ = ({"sqlite_autoincrement": True},)
 
 
@@ -157,10 +186,78 @@ class ActionRow(Base):
     name: Mapped[str] = mapped_column(String(40))
     arguments: Mapped[dict[str, Any]]
     state: Mapped[str] = mapped_column(String(20))
-    """`proposed`, `ordered`, `done` or `failed`."""
+    """`ordered` (a coordinator has the order), `proposed`, `approved`, `executing`, `done`, `failed`, `rejected` or
+    `cancelled`."""
     detail: Mapped[str] = mapped_column(Text)
     started_at: Mapped[float | None]
     ended_at: Mapped[float | None]
+
+
+class StepRow(Base):
+    """One step of a node action: the journal from which a server that died goes on."""
+
+    __tablename__ = "steps"
+    plan: Mapped[int] = mapped_column(Identity, primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    """Of its action in the plan."""
+    step: Mapped[int] = mapped_column(primary_key=True)
+    """Its own index in the action."""
+    name: Mapped[str] = mapped_column(String(40))
+    node: Mapped[str] = mapped_column(NAME)
+    mark: Mapped[str] = mapped_column(String(300))
+    """Names it for ever; the same at every asking."""
+    arguments: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(String(20))
+    """`pending`, `executing` (written before it is carried out), `done`, `failed` or `cancelled`."""
+    detail: Mapped[str] = mapped_column(Text)
+    tries: Mapped[int]
+    """How often it was asked for."""
+    next_at: Mapped[float]
+    """Not asked again sooner."""
+    started_at: Mapped[float | None]
+    ended_at: Mapped[float | None]
+    __table_args__ = (
+        ForeignKeyConstraint(["plan", "position"], ["actions.plan", "actions.position"], ondelete="CASCADE"),
+    )
+
+
+class Cordon(Base):
+    """One node that we took out of service, from the first step of a cordon or drain to the end of the uncordon."""
+
+    __tablename__ = "cordons"
+    node: Mapped[str] = mapped_column(NAME, primary_key=True)
+    plan: Mapped[int] = mapped_column(BigInteger)
+    """Which began it."""
+    actor: Mapped[str] = mapped_column(NAME)
+    reason: Mapped[str] = mapped_column(Text)
+    at: Mapped[float]
+
+
+class Breaker(Base):
+    """Counts node plans that failed in a row; once open, nothing is carried out by itself until a person resets it."""
+
+    __tablename__ = "breakers"
+    name: Mapped[str] = mapped_column(String(40), primary_key=True)
+    failures: Mapped[int]
+    opened_at: Mapped[float | None]
+    reason: Mapped[str] = mapped_column(Text)
+    """Of the last failure."""
+    reset_at: Mapped[float | None]
+    reset_by: Mapped[str] = mapped_column(NAME)
+
+
+class Answer(Base):
+    """The answer to one change that carried an `Idempotency-Key`: the same asking gets it again."""
+
+    __tablename__ = "answers"
+    actor: Mapped[str] = mapped_column(NAME, primary_key=True)
+    key: Mapped[str] = mapped_column(NAME, primary_key=True)
+    request_sha256: Mapped[str] = mapped_column(String(64))
+    """Of method, path and body."""
+    status: Mapped[int]
+    body: Mapped[dict[str, Any]]
+    etag: Mapped[str] = mapped_column(String(80))
+    at: Mapped[float] = mapped_column(index=True)
 
 
 class OrderRow(Base):

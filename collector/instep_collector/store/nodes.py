@@ -31,6 +31,11 @@ def seen(session: Session, nodes: Sequence[str], *, at: float) -> None:
     session.execute(update(Node).where(Node.node.in_(nodes)).values(last_seen_at=at))
 
 
+def get(session: Session, node: str) -> Node | None:
+    """Return one node."""
+    return session.get(Node, node)
+
+
 def nodes(session: Session) -> Sequence[Node]:
     """Return every node by name."""
     return session.scalars(select(Node).order_by(Node.node)).all()

@@ -1,15 +1,28 @@
-"""Queries about plans and their actions."""
+"""Queries about plans and their actions. A plan's state follows from those of its actions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from instep_collector.store.models import ActionRow, PlanRow
+from instep_collector.store.models import ActionRow, Cordon, PlanRow
 
-PENDING = ("waiting", "executing")
+PENDING = ("waiting", "approved", "executing")
+"""Plans that are not over."""
+UNDECIDED = ("proposed", "approved", "executing")
+"""Node actions that are not over."""
+PRECEDENCE = (
+    ("ordered", "executing"),
+    ("executing", "executing"),
+    ("approved", "approved"),
+    ("proposed", "waiting"),
+    ("failed", "failed"),
+    ("cancelled", "cancelled"),
+    ("rejected", "rejected"),
+)
+"""(state of any action, state of the plan): the first that fits."""
 
 
 def get(session: Session, id_: int) -> PlanRow | None:
@@ -33,9 +46,55 @@ def recent(session: Session, *, limit: int = 200, states: Sequence[str] = ()) ->
     return session.scalars(query.where(PlanRow.state.in_(states)) if states else query).all()
 
 
+def state_of(states: Iterable[str]) -> str:
+    """Return a plan's state from those of its actions.
+
+    >>> state_of(["ordered", "proposed"]), state_of(["done", "proposed"]), state_of(["failed", "done"]), state_of([])
+    ('executing', 'waiting', 'failed', 'done')
+    """
+    found = set(states)
+    return next((plan for action, plan in PRECEDENCE if action in found), "done")
+
+
+def refresh(session: Session, row: PlanRow, *, at: float) -> None:
+    """Bring a plan's state up to date with its actions; one that was closed stays so."""
+    session.flush()
+    if row.state == "closed":
+        return
+    row.state = state_of(action.state for action in actions(session, row.id))
+    row.ended_at = None if row.state in PENDING else at
+
+
 def executing(session: Session, run: str) -> Sequence[PlanRow]:
-    """Return the plans that are being carried out for a run."""
-    return session.scalars(select(PlanRow).where(PlanRow.run == run, PlanRow.state == "executing")).all()
+    """Return the plans whose order a run's coordinator has still to carry out."""
+    return session.scalars(
+        select(PlanRow).where(
+            PlanRow.run == run,
+            PlanRow.state == "executing",
+            PlanRow.id.in_(select(ActionRow.plan).where(ActionRow.state == "ordered")),
+        )
+    ).all()
+
+
+def pending(session: Session) -> Sequence[PlanRow]:
+    """Return every plan that is not over, oldest first."""
+    return session.scalars(select(PlanRow).where(PlanRow.state.in_(PENDING)).order_by(PlanRow.id)).all()
+
+
+def in_state(session: Session, *states: str) -> Sequence[tuple[PlanRow, ActionRow]]:
+    """Return the actions in these states of plans that are not over, in the order in which they may be carried out."""
+    rows = session.execute(
+        select(PlanRow, ActionRow)
+        .join(ActionRow, ActionRow.plan == PlanRow.id)
+        .where(PlanRow.state.in_(PENDING), ActionRow.state.in_(states))
+        .order_by(PlanRow.id, ActionRow.position)
+    )
+    return [(plan, action) for plan, action in rows]
+
+
+def of_node(session: Session, node: str) -> Sequence[tuple[PlanRow, ActionRow]]:
+    """Return the actions about a node that are not over."""
+    return [(plan, action) for plan, action in in_state(session, *UNDECIDED) if action.arguments.get("node") == node]
 
 
 def settle(session: Session, plan: int, name: str, *, state: str, detail: str, at: float) -> None:
@@ -46,29 +105,27 @@ def settle(session: Session, plan: int, name: str, *, state: str, detail: str, a
         .values(state=state, detail=detail, ended_at=at)
     )
     row = session.get(PlanRow, plan)
-    states = {action.state for action in actions(session, plan)}
-    if row is not None and row.state == "executing" and "ordered" not in states:
-        row.state = "failed" if "failed" in states else "waiting" if "proposed" in states else "done"
-        row.ended_at = None if row.state == "waiting" else at
+    if row is not None and row.state == "executing":
+        refresh(session, row, at=at)
 
 
 def close(session: Session, incident: str, *, at: float) -> None:
-    """Close what still waits on an incident, except proposals about nodes: those need mending after the job goes on."""
+    """Close what is not over of an incident, except what is about nodes: those need mending after the job goes on."""
     for row in of_incident(session, incident):
-        if row.state == "executing" or (row.state == "waiting" and not proposes(session, row.id)):
+        if row.state in PENDING and not any(action.state in UNDECIDED for action in actions(session, row.id)):
             row.state, row.ended_at = "closed", at
 
 
-def proposes(session: Session, plan: int) -> bool:
-    """Whether an action of the plan waits for somebody to decide on it."""
-    return any(action.state == "proposed" for action in actions(session, plan))
-
-
 def nodes_proposed(session: Session) -> frozenset[str]:
-    """Return the nodes about which a proposal waits to be decided on."""
-    waiting = session.scalars(
-        select(ActionRow)
-        .join(PlanRow, PlanRow.id == ActionRow.plan)
-        .where(ActionRow.state == "proposed", PlanRow.state.in_(PENDING))
-    ).all()
-    return frozenset(str(action.arguments["node"]) for action in waiting if "node" in action.arguments)
+    """Return the nodes about which something is proposed, approved or being carried out, or that are cordoned by us."""
+    found = {str(action.arguments["node"]) for _, action in in_state(session, *UNDECIDED)}
+    return frozenset(found | set(session.scalars(select(Cordon.node))))
+
+
+def prune(session: Session, *, before: float) -> None:
+    """Forget plans made by hand that were over before a moment; others go with their incident."""
+    session.execute(
+        delete(PlanRow).where(
+            PlanRow.incident.is_(None), PlanRow.state.not_in(PENDING), PlanRow.ended_at < before
+        )
+    )

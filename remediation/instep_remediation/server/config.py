@@ -10,6 +10,7 @@ from instep_collector.tokens import Principal, Scope, TokenEntry
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from instep_remediation.errors import PolicyError
+from instep_remediation.executors import EXECUTORS
 from instep_remediation.toml_file import read_toml
 
 _strict = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -61,6 +62,8 @@ class ServerConfig(BaseModel):
     """The administrator's token; without one it is made in the state folder at the first start."""
     policy: Path | None = None
     """The policy file; without one the defaults hold."""
+    executor: str = "print"
+    """What carries changes to nodes out; `print` changes nothing."""
     webhook: str = ""
     """One POST for each incident goes here; empty sends none."""
     webhook_on_resolve: bool = False
@@ -88,6 +91,13 @@ class ServerConfig(BaseModel):
         host, _, port = value.rpartition(":")
         if not host or not port.isdigit() or int(port) > 65535:
             raise ValueError("use HOST:PORT, such as 127.0.0.1:7070")
+        return value
+
+    @field_validator("executor")
+    @classmethod
+    def _is_executor(cls, value: str) -> str:
+        if value not in EXECUTORS:
+            raise ValueError(f"use one of {', '.join(sorted(EXECUTORS))}")
         return value
 
     @field_validator("webhook")

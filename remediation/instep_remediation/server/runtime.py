@@ -22,7 +22,7 @@ from instep_collector.intake import Intake
 from instep_collector.journal import Journal
 from instep_collector.metrics import Metrics
 from instep_collector.registry import Registry
-from instep_collector.store import incidents, jobs, nodes, outbox
+from instep_collector.store import incidents, jobs, nodes, outbox, plans
 from instep_collector.store.engine import Store
 from instep_collector.tokens import TokenBook, admin_entry, read_or_make_token, read_token
 from instep_collector.watch import Watch, WatchSettings
@@ -30,12 +30,16 @@ from instep_diagnosis.settings import HangSettings
 
 from instep_remediation.aftermath import Aftermath
 from instep_remediation.alerts.webhook import WebhookOutbox
+from instep_remediation.decisions import Decisions
 from instep_remediation.desk import Desk
 from instep_remediation.evidence import EvidenceDesk
-from instep_remediation.executor import Executor, NodeExecutor, PrintingExecutor
+from instep_remediation.executor import Executor
+from instep_remediation.executors import make_executor
+from instep_remediation.node_executor import NodeExecutor
 from instep_remediation.node_orders import NodeOrders
 from instep_remediation.orders import OrderHub
 from instep_remediation.policy import Policy
+from instep_remediation.runner import PlanRunner
 from instep_remediation.server.config import HangConfig, ServerConfig
 from instep_remediation.server.gate import Sessions
 
@@ -73,7 +77,11 @@ class Runtime:
             runbook_base=config.runbook_url,
             is_told_on_resolve=config.webhook_on_resolve,
         )
-        executor = Executor(clock, self.hub, nodes or PrintingExecutor())
+        self.nodes = nodes or make_executor(config)
+        check_executor(policy, self.nodes)
+        executor = Executor(clock, self.hub, self.nodes, policy)
+        self.runner = PlanRunner(clock, self.store, self.nodes, policy)
+        self.decisions = Decisions(clock, self.nodes, policy, self.webhooks.announce)
         self.aftermath = Aftermath(clock, self.store, self.webhooks.announce)
         self.desk = Desk(
             clock,
@@ -125,6 +133,7 @@ class Runtime:
                 ("watch", self.watch.run()),
                 ("webhooks", self.webhooks.run()),
                 ("fsync", self._sync_journal()),
+                ("plans", self.runner.run()),
             )
         ]
         self._scheduler.add_job(self.prune, "interval", hours=1)
@@ -164,6 +173,7 @@ class Runtime:
             outbox.prune(session, before=before)
             incidents.prune(session, before=before)
             jobs.prune(session, before=before)
+            plans.prune(session, before=before)
 
     async def _sync_journal(self) -> None:
         while True:
@@ -191,6 +201,15 @@ class Runtime:
                     gpus=msgspec.convert(node.gpus, tuple[GpuReport, ...]),
                     at=now - max(0.0, realtime - node.last_seen_at),
                 )
+
+
+def check_executor(policy: Policy, nodes: NodeExecutor) -> None:
+    """Raise StartError when the policy asks for what the executor cannot do."""
+    if policy.nodes.drain in ("approve", "auto") and not nodes.is_changing:
+        raise StartError(
+            f'The policy says nodes.drain = "{policy.nodes.drain}", and the executor "{nodes.name}" changes nothing: '
+            'configure an executor that changes nodes, or say nodes.drain = "propose".'
+        )
 
 
 def hang_settings(config: HangConfig) -> HangSettings:
