@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import logging
 import os
 import shutil
@@ -19,24 +19,29 @@ from typing import Any
 import msgspec
 
 from instep_agent.config import AgentConfig, load_config
+from instep_agent.connection import Tls
 from instep_agent.errors import AgentError, ConfigurationInvalid
 from instep_agent.exposition import Exposition
 from instep_agent.keeping import Sweeper
-from instep_agent.node import Node
+from instep_agent.node import Node, Source
+from instep_agent.once import ask_all, print_check, print_seen
 from instep_agent.orders import OrderKeeper
-from instep_agent.runner import Runner, Snapshot
+from instep_agent.page import Page
+from instep_agent.runner import STOP_CHECK_SECONDS, Runner
 from instep_agent.sources import all_sources
 from instep_agent.spool import Spool
-from instep_agent.uplink import Uplink
-from instep_agent.wire import Dictionary, Frame
+from instep_agent.uplink import UPLINK_METRICS, Uplink
+from instep_agent.watchdog import Watchdog
+from instep_agent.wire import Frame
 
 FINE, USED_WRONGLY, COULD_NOT_LOOK = 0, 2, 3
-STOP_CHECK_SECONDS = 0.2
 
 log = logging.getLogger("instep.agent")
 
 _EPILOG = """exit codes: 0 ended as asked, 2 used wrongly (a setting is missing or wrong, a port is in use),
-3 the server refused the token at its first answer, or with --once a source could not look."""
+3 the server refused the token at its first answer, or with `check` a source could not look."""
+_CHECK = """Ask each source once and explain it: present, absent (no such thing on this node), or failing (it could
+not look: why, and what it needs). Exit codes: 0 every source could look, 2 used wrongly, 3 one could not look."""
 
 
 def main(arguments: list[str]) -> int:
@@ -49,6 +54,8 @@ def main(arguments: list[str]) -> int:
         node = Node(
             _node_name(config), Path(config.root), Path(config.record_root), Path(config.proc) if config.proc else None
         )
+        if options.command == "check":
+            return run_check(config, node, is_json=options.json)
         return run_once(config, node, is_json=options.json) if options.once else run(config, node)
     except AgentError as error:
         sys.stderr.write(f"instep agent: {error}\n")
@@ -62,22 +69,42 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--server", metavar="URL", help="where frames go, http://HOST:PORT")
+    parser.add_argument("--server", metavar="URL", help="where frames go, https://HOST:PORT")
     parser.add_argument("--token-file", metavar="FILE", help="file with the bearer token (default: INSTEP_TOKEN)")
-    parser.add_argument("--node", metavar="NAME", help="name of this node (default: INSTEP_NODE_NAME)")
     parser.add_argument("--cluster", metavar="NAME", help="name of the cluster")
-    parser.add_argument("--record-root", metavar="DIR", help="folder of the rank records (default /dev/shm/instep)")
-    parser.add_argument("--proc", metavar="DIR", help="folder of the process table (default ROOT/proc)")
-    parser.add_argument("--root", metavar="DIR", help="root of the file system to read (default /)")
+    _add_places(parser)
     parser.add_argument(
         "--spool", metavar="DIR", help="folder that keeps unacknowledged frames (default: a temporary one)"
     )
+    parser.add_argument(
+        "--ca-file", metavar="FILE", help="authorities of the server's certificate (default: the system's)"
+    )
     parser.add_argument("--listen", metavar="HOST:PORT", help="serve /metrics there (default: off)")
     parser.add_argument("--interval", metavar="SECONDS", type=float, help="between frames (default 0.5)")
-    parser.add_argument("--config", metavar="FILE", type=Path, help="settings in TOML; options overrule them")
     parser.add_argument("--once", action="store_true", help="ask every source once, print what it said, and end")
-    parser.add_argument("--json", action="store_true", help="with --once: print JSON")
+    commands = parser.add_subparsers(dest="command", title="further commands")
+    check = commands.add_parser(
+        "check", prog="instep agent check", description=_CHECK, help="explain what each source sees, and what it lacks"
+    )
+    _add_places(check, default=argparse.SUPPRESS)
     return parser
+
+
+def _add_places(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Add what both commands take. A sub-command leaves alone what was given before it."""
+    parser.add_argument("--node", metavar="NAME", default=default, help="name of this node (default: INSTEP_NODE_NAME)")
+    parser.add_argument(
+        "--record-root", metavar="DIR", default=default, help="folder of the rank records (default /dev/shm/instep)"
+    )
+    parser.add_argument(
+        "--proc", metavar="DIR", default=default, help="folder of the process table (default ROOT/proc)"
+    )
+    parser.add_argument("--root", metavar="DIR", default=default, help="root of the file system to read (default /)")
+    parser.add_argument(
+        "--config", metavar="FILE", type=Path, default=default, help="settings in TOML; options overrule them"
+    )
+    is_json = False if default is None else default
+    parser.add_argument("--json", action="store_true", default=is_json, help="print JSON (with --once, and with check)")
 
 
 _OPTION_OF_KEY = {
@@ -89,6 +116,7 @@ _OPTION_OF_KEY = {
     "root": "root",
     "proc": "proc",
     "spool_folder": "spool",
+    "ca_file": "ca_file",
     "listen": "listen",
     "frame_interval_seconds": "interval",
 }
@@ -142,45 +170,33 @@ def _read_token(path: Path) -> str:
 
 def run(config: AgentConfig, node: Node) -> int:
     """Collect and send until SIGTERM or SIGINT."""
+    if not (config.server_url or config.listen):
+        raise ConfigurationInvalid("The agent would tell nobody: give --server URL, --listen HOST:PORT, or --once.")
     stop = threading.Event()
     temporary = "" if config.spool_folder else tempfile.mkdtemp(prefix="instep-agent-")
-    uplink: Uplink | None = None
-    runner: Runner | None = None
-    exposition: Exposition | None = None
-    helpers: list[OrderKeeper | Sweeper] = [Sweeper(node, keep_seconds=config.keep_seconds)]
-    try:
-        if config.server_url:
-            spool = Spool(
-                Path(config.spool_folder or temporary),
-                bytes_max=config.spool_bytes_max,
-                age_seconds_max=config.spool_age_seconds_max,
-            )
-            uplink = Uplink(config.server_url, token_reader(config), spool)
-            helpers.append(OrderKeeper(config.server_url, token_reader(config), node))
-        runner = _new_runner(config, node, uplink.put if uplink else lambda _frame, _dictionary: None)
+    with contextlib.ExitStack() as parts:
+        if temporary:
+            parts.callback(shutil.rmtree, temporary, ignore_errors=True)
+        uplink = _new_uplink(config, Path(config.spool_folder or temporary)) if config.server_url else None
+        runner = _new_runner(config, node, uplink)  # forks: before anything below starts a thread
+        parts.callback(runner.close)
+        helpers: list[Uplink | OrderKeeper | Sweeper | Watchdog] = [
+            Sweeper(node, keep_seconds=config.keep_seconds),
+            Watchdog(runner.check_overdue),
+        ]
+        if uplink is not None:
+            tls = _tls(config)
+            helpers += [uplink, OrderKeeper(config.server_url, token_reader(config), node, tls=tls)]
         if config.listen:
-            exposition = Exposition(config.listen, _snapshot_of(runner))
-        if uplink is None and exposition is None:
-            raise ConfigurationInvalid("The agent would tell nobody: give --server URL, --listen HOST:PORT, or --once.")
+            parts.callback(Exposition(config.listen, _page_of(runner, config, node)).close)
         _stop_on_signals(stop)
         for helper in helpers:
             helper.start()
+            parts.callback(helper.close)
         return _watch(runner, uplink, stop)
-    finally:
-        for helper in helpers:
-            helper.close()
-        if runner is not None:
-            runner.close()
-        if uplink is not None:
-            uplink.close()
-        if exposition is not None:
-            exposition.close()
-        shutil.rmtree(temporary, ignore_errors=True) if temporary else None
 
 
 def _watch(runner: Runner, uplink: Uplink | None, stop: threading.Event) -> int:
-    if uplink is not None:
-        uplink.start()
     while not stop.is_set():
         wait_seconds = runner.run_due()
         if uplink is not None and uplink.refused_at_start.is_set():
@@ -189,16 +205,37 @@ def _watch(runner: Runner, uplink: Uplink | None, stop: threading.Event) -> int:
     return FINE
 
 
-def _new_runner(config: AgentConfig, node: Node, deliver: Callable[[Frame, Dictionary], None]) -> Runner:
-    sources = all_sources(
+def _tls(config: AgentConfig) -> Tls:
+    return Tls(config.ca_file, config.client_cert_file, config.client_key_file)
+
+
+def _new_uplink(config: AgentConfig, folder: Path) -> Uplink:
+    spool = Spool(folder, bytes_max=config.spool_bytes_max, age_seconds_max=config.spool_age_seconds_max)
+    return Uplink(config.server_url, token_reader(config), spool, tls=_tls(config))
+
+
+def _new_runner(config: AgentConfig, node: Node, uplink: Uplink | None) -> Runner:
+    return Runner(
+        node,
+        _sources(config),
+        uplink.put if uplink else lambda _frame, _dictionary: None,
+        interval_seconds=config.frame_interval_seconds,
+        cluster=config.cluster,
+        also=uplink.samples if uplink else tuple,
+    )
+
+
+def _sources(config: AgentConfig) -> tuple[Source, ...]:
+    return all_sources(
         ranks_interval_seconds=config.ranks_interval_seconds,
         discovery_interval_seconds=config.ranks_discovery_interval_seconds,
     )
-    return Runner(node, sources, deliver, interval_seconds=config.frame_interval_seconds, cluster=config.cluster)
 
 
-def _snapshot_of(runner: Runner) -> Callable[[], Snapshot]:
-    return lambda: runner.snapshot
+def _page_of(runner: Runner, config: AgentConfig, node: Node) -> Callable[[], bytes]:
+    metrics = [*UPLINK_METRICS, *(metric for state in runner.states for metric in state.source.metrics)]
+    page = Page(metrics, node=node.name, dcgm_names=config.dcgm_names, series_max=config.series_max)
+    return lambda: page.render(runner.snapshot)
 
 
 def _stop_on_signals(stop: threading.Event) -> None:
@@ -211,33 +248,19 @@ def _stop_on_signals(stop: threading.Event) -> None:
 
 
 def run_once(config: AgentConfig, node: Node, *, is_json: bool) -> int:
-    """Ask every source once and print what it said."""
+    """Ask every source, print what was seen, and end: a source that could not look is in what is printed."""
     frames: list[Frame] = []
-    runner = _new_runner(config, node, lambda frame, _dictionary: frames.append(frame))
-    try:
-        runner.run_due()
-    finally:
-        runner.close()
-    sources = {state.source.name: {"outcome": state.outcome, "detail": state.detail} for state in runner.states}
-    snapshot = runner.snapshot
-    if is_json:
-        shown = {
-            "node": node.name,
-            "sources": sources,
-            "ranks": snapshot.ranks,
-            "gpus": snapshot.gpus,
-            "events": [event for frame in frames for event in frame.events],
-            "samples": [
-                {"name": each.name, "labels": dict(each.labels), "value": each.value} for each in snapshot.samples
-            ],
-        }
-        sys.stdout.write(json.dumps(msgspec.to_builtins(shown), indent=2) + "\n")
-    else:
-        for name, state in sources.items():
-            sys.stdout.write(f"{name:16} {state['outcome']:8} {state['detail']}\n")
-        for rank in snapshot.ranks:
-            sys.stdout.write(
-                f"rank {rank.rank} of {rank.job} attempt {rank.attempt}: step {rank.step}, {rank.phase}, "
-                f"{rank.process_state}, {rank.heartbeat_age_seconds:.1f} s ago\n"
-            )
-    return COULD_NOT_LOOK if any(state["outcome"] == "failed" for state in sources.values()) else FINE
+    runner = Runner(node, _sources(config), lambda frame, _dictionary: frames.append(frame), cluster=config.cluster)
+    with contextlib.closing(runner):
+        ask_all(runner)
+        print_seen(runner, frames, node.name, is_json=is_json)
+    return FINE
+
+
+def run_check(config: AgentConfig, node: Node, *, is_json: bool) -> int:
+    """Ask every source, and explain what is here, what is not, and what cannot be looked at."""
+    runner = Runner(node, _sources(config), lambda _frame, _dictionary: None)
+    with contextlib.closing(runner):
+        ask_all(runner)
+        print_check(runner, is_json=is_json)
+    return FINE if all(state.outcome in ("ok", "absent") for state in runner.states) else COULD_NOT_LOOK

@@ -15,6 +15,7 @@ from instep_agent.errors import ConfigurationInvalid
 from instep_agent.keeping import KEEP_SECONDS
 from instep_agent.spool import AGE_SECONDS_MAX, BYTES_MAX
 
+PAGE_SERIES_MAX = 1500
 Seconds = Annotated[float, msgspec.Meta(ge=0.05, le=3600)]
 
 
@@ -26,7 +27,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     cluster: str = ""
     """Name of the cluster, where one server serves several."""
     server_url: str = ""
-    """Where frames go, `http://HOST:PORT`; nowhere when empty."""
+    """Where frames go, `https://HOST:PORT` or `http://HOST:PORT`; nowhere when empty."""
     token_file: str = ""
     """File with the bearer token; `INSTEP_TOKEN` when empty."""
     root: str = "/"
@@ -38,11 +39,21 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     spool_folder: str = ""
     """Folder that keeps frames until they are acknowledged; a temporary one when empty."""
     spool_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 16)] = BYTES_MAX
-    """Beyond so many bytes the oldest frames without events are dropped."""
+    """Beyond so many bytes the oldest samples are given up, and events only when they alone are too much."""
     spool_age_seconds_max: Annotated[float, msgspec.Meta(ge=1)] = AGE_SECONDS_MAX
-    """Frames without events that are older are dropped."""
+    """Samples that are older are given up; events are kept."""
+    ca_file: str = ""
+    """Certificates of the authorities that the server's must come from (PEM); those of the system when empty."""
+    client_cert_file: str = ""
+    """The agent's own certificate, for a server that asks for one (mTLS)."""
+    client_key_file: str = ""
+    """Its key; empty when it is in the same file."""
     listen: str = ""
     """`HOST:PORT` of the agent's own /metrics page; off when empty."""
+    dcgm_names: bool = True
+    """The page also has the names of dcgm-exporter (`DCGM_FI_DEV_…`), where the meaning is the same."""
+    series_max: Annotated[int, msgspec.Meta(ge=100, le=100_000)] = PAGE_SERIES_MAX
+    """Beyond so many series the page leaves out the last ones, and says how many."""
     frame_interval_seconds: Seconds = 0.5
     """How often a frame is sent when nothing happens; events leave at once."""
     ranks_interval_seconds: Seconds = 0.5

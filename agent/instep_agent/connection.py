@@ -6,13 +6,15 @@ import contextlib
 import http.client
 import socket
 import ssl
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
 
-from instep_agent.errors import ConfigurationInvalid, ServerUnreachable, TokenRefused
+from instep_agent.errors import AgentError, ConfigurationInvalid, ServerUnreachable, TokenRefused, UplinkError
 
 REQUEST_TIMEOUT_SECONDS = 5.0
 BACKOFF_SECONDS_MIN = 0.1
@@ -39,6 +41,43 @@ class Answer:
         return str(said.get("detail", "no explanation"))[:300] if isinstance(said, dict) else "no explanation"
 
 
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Whom to trust and who we are, for an https:// server. Files are read again when they change."""
+
+    ca_file: str = ""
+    """Certificates of the authorities that the server's must come from; those of the system when empty."""
+    cert_file: str = ""
+    """Our own certificate, for a server that wants one (mTLS)."""
+    key_file: str = ""
+    """Its key; empty when it is in the same file."""
+
+    def context(self) -> ssl.SSLContext:
+        """Give the context. Raise ConfigurationInvalid for a file that cannot be used."""
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file or None)
+            if self.cert_file:
+                context.load_cert_chain(self.cert_file, self.key_file or None)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            named = ", ".join(filter(None, (self.ca_file, self.cert_file, self.key_file)))
+            raise ConfigurationInvalid(
+                f"Cannot use the certificates in {named} ({getattr(error, 'strerror', None) or error}): each must be a "
+                "PEM file that the agent may read, and the key that of the certificate."
+            ) from error
+        return context
+
+    def changed_ns(self) -> tuple[int, ...]:
+        """Give when each file was last changed: other numbers mean another context."""
+        return tuple(
+            Path(name).stat().st_mtime_ns
+            for name in (self.ca_file, self.cert_file, self.key_file)
+            if name and Path(name).exists()
+        )
+
+
+TLS_OF_THE_SYSTEM = Tls()
+
+
 class Connection:
     """Opened when needed. One thread exchanges; any may `interrupt`."""
 
@@ -49,10 +88,11 @@ class Connection:
         *,
         meanwhile: str,
         timeout_seconds: float = REQUEST_TIMEOUT_SECONDS,
+        tls: Tls = TLS_OF_THE_SYSTEM,
     ) -> None:
         """`meanwhile` ends the sentence about a server that does not answer.
 
-        Raise ConfigurationInvalid unless `url` is http:// or https:// with a host.
+        Raise ConfigurationInvalid unless `url` is http:// or https:// with a host, and the certificates can be used.
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -66,6 +106,9 @@ class Connection:
         self._timeout_seconds = timeout_seconds
         self._http: http.client.HTTPConnection | None = None
         self._is_interrupted = False
+        self._tls = tls
+        self._context = tls.context() if self._is_tls else None
+        self._changed_ns = tls.changed_ns()
         self.answers = 0
         """Answers of the server so far, of whatever kind."""
 
@@ -128,6 +171,11 @@ class Connection:
                 return Answer(response.status, response.read(ANSWER_BYTES_MAX))
             except (OSError, http.client.HTTPException) as error:
                 self.close()
+                if isinstance(error, ssl.SSLCertVerificationError):
+                    raise ServerUnreachable(
+                        f"The certificate of the server at {self._url} is not trusted ({error.verify_message}): name "
+                        f"its authority with --ca-file or ca_file; {self._meanwhile}."
+                    ) from error
                 if is_last or self._is_interrupted:
                     raise ServerUnreachable(
                         f"The server at {self._url} does not answer ({error}); {self._meanwhile}."
@@ -136,10 +184,31 @@ class Connection:
 
     def _new(self) -> http.client.HTTPConnection:
         if self._is_tls:
+            changed_ns = self._tls.changed_ns()
+            if self._context is None or changed_ns != self._changed_ns:
+                self._context, self._changed_ns = self._tls.context(), changed_ns
             return http.client.HTTPSConnection(
-                self._host, self._port, timeout=self._timeout_seconds, context=ssl.create_default_context()
+                self._host, self._port, timeout=self._timeout_seconds, context=self._context
             )
         return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_seconds)
+
+
+def keep_trying(
+    turn: Callable[[], None],
+    stop: threading.Event,
+    note: Callable[[AgentError, int], None],
+    random_unit: Callable[[], float],
+) -> None:
+    """Take turns until `stop` is set; after one that fails, note it with the failures in a row and wait ever longer."""
+    failures = 0
+    while not stop.is_set():
+        try:
+            turn()
+            failures = 0
+        except (UplinkError, ConfigurationInvalid) as error:
+            failures += 1
+            note(error, failures)
+            stop.wait(backoff_seconds(failures, random_unit()))
 
 
 def backoff_seconds(failures: int, unit: float) -> float:

@@ -24,26 +24,28 @@ class Metric:
     is_on_page: bool = True
     """Shown on /metrics. Frames carry every sample; the page holds what people's dashboards look at."""
     alias: str = ""
-    """A second name on /metrics, for dashboards that know another exporter's: `DCGM_FI_DEV_GPU_TEMP`. Frames have none.
+    """A second name on /metrics, which people's dashboards know from another exporter: `DCGM_FI_DEV_GPU_TEMP`.
 
-    Such series carry that exporter's labels too (gpu, UUID, pci_bus_id, device, modelName, Hostname), so a source that
-    states an alias gives its samples those that it knows; the page adds Hostname, the node's name.
+    Frames never carry it. Its series have that exporter's labels: the sample's `gpu` (index), `uuid`, `pci` and `model`
+    become `gpu`, `UUID`, `pci_bus_id` and `modelName`, the page adds `device` and `Hostname`; other labels stay.
     """
+    alias_scale: float = 1.0
+    """What the value is multiplied with under that name: 100 where ours is a ratio and the other one a percentage."""
 
 
-def gauge(name: str, help: str, *, is_on_page: bool = True, alias: str = "") -> Metric:
+def gauge(name: str, help: str, *, is_on_page: bool = True, alias: str = "", alias_scale: float = 1.0) -> Metric:
     """Give a gauge.
 
     >>> gauge("instep_host_load1", "Load average of one minute.").kind.value
     'gauge'
     """
-    return Metric(name, help, MetricKind.GAUGE, is_on_page, alias)
+    return Metric(name, help, MetricKind.GAUGE, is_on_page, alias, alias_scale)
 
 
-def counter(name: str, help: str, *, is_on_page: bool = True, alias: str = "") -> Metric:
+def counter(name: str, help: str, *, is_on_page: bool = True, alias: str = "", alias_scale: float = 1.0) -> Metric:
     """Give a counter.
 
     >>> counter("instep_rdma_symbol_errors_total", "Symbol errors of a port.").kind.value
     'counter'
     """
-    return Metric(name, help, MetricKind.COUNTER, is_on_page, alias)
+    return Metric(name, help, MetricKind.COUNTER, is_on_page, alias, alias_scale)

@@ -59,7 +59,12 @@ Reading = Sample | Fact | RankReport | GpuReport
 
 
 class Source(Protocol):
-    """Reads one thing on one node. The runner times it, reports its success, and goes on when it fails."""
+    """Reads one thing on one node. The runner times it, reports its success, and goes on when it fails.
+
+    A source may also state `rights`, one sentence on what it needs beyond plain files that everybody may read (such as
+    "reads /dev/kmsg: CAP_SYSLOG"), and `is_rate = True` when its first turn has nothing to compare with. In a child it
+    may have `watch(node, timeout_seconds)` (`instep_agent.isolation`).
+    """
 
     @property
     def name(self) -> str:
@@ -86,3 +91,8 @@ class Source(Protocol):
 
     def collect(self, node: Node) -> Iterator[Reading]:
         """Yield what is there now. Raise `Absent` where there is no such thing, `SourceFailed` when it cannot look."""
+
+
+def rights_of(source: Source) -> str:
+    """Give what a source needs beyond files that everybody may read, empty when nothing."""
+    return str(getattr(source, "rights", ""))

@@ -18,15 +18,13 @@ from urllib.parse import quote
 import msgspec
 from msgspec.structs import replace
 
-from instep_agent.connection import JSON, Connection, backoff_seconds
+from instep_agent.connection import JSON, TLS_OF_THE_SYSTEM, Connection, Tls, keep_trying
 from instep_agent.errors import (
     AgentError,
-    ConfigurationInvalid,
     OrdersRefused,
     RankRecordError,
     ServerUnreachable,
     StacksUnavailable,
-    TokenRefused,
 )
 from instep_agent.folders import FOLDER_FLAGS, Folder, names
 from instep_agent.node import Node
@@ -65,12 +63,14 @@ class OrderKeeper:
         *,
         poll_seconds: float = POLL_SECONDS,
         random_unit: Callable[[], float] = random.random,
+        tls: Tls = TLS_OF_THE_SYSTEM,
     ) -> None:
         self._connection = Connection(
             url,
             token,
             meanwhile="orders for this node wait",
             timeout_seconds=poll_seconds + ANSWER_SLACK_SECONDS,
+            tls=tls,
         )
         self._node = node
         self._poll_seconds = poll_seconds
@@ -92,20 +92,12 @@ class OrderKeeper:
             self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
-        failures = 0
-        while not self._stop.is_set():
-            try:
-                self._turn()
-                failures = 0
-            except (ServerUnreachable, TokenRefused, OrdersRefused, ConfigurationInvalid) as error:
-                failures += 1
-                self._after = 0  # It may come back with another store, whose orders count from 1 again.
-                self._note(error, failures)
-                self._stop.wait(backoff_seconds(failures, self._random_unit()))
+        keep_trying(self._turn, self._stop, self._note, self._random_unit)
         self._connection.close()
 
     def _note(self, error: AgentError, failures: int) -> None:
         """A refusal is news; that the server is away the uplink says already."""
+        self._after = 0  # It may come back with another store, whose orders count from 1 again.
         if not self._stop.is_set():
             is_news = failures == 1 and isinstance(error, OrdersRefused)
             log.log(logging.WARNING if is_news else logging.DEBUG, "%s", error)

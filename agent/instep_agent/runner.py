@@ -43,6 +43,8 @@ class Snapshot:
     ranks: tuple[RankReport, ...] = ()
     gpus: tuple[GpuReport, ...] = ()
     facts: tuple[Fact, ...] = ()
+    made_at_seconds: float = 0.0
+    """On the runner's clock."""
 
 
 class Runner:
@@ -265,6 +267,7 @@ class Runner:
             ranks=tuple(report for state in self.states for report in state.ranks),
             gpus=merged_gpus(self.states),
             facts=(*self.snapshot.facts, *facts)[-FACTS_PER_FRAME_MAX:],
+            made_at_seconds=self._clock_seconds(),
         )
 
     def _about(self) -> Iterator[Sample]:

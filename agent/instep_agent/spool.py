@@ -1,50 +1,87 @@
-"""Frames on their way to the server, on disk and bounded: nothing that was not acknowledged is lost by a restart."""
+"""Frames on their way to the server, on disk and bounded: nothing that was not acknowledged is lost by a restart.
+
+One file a frame, written beside its place and renamed into it, with a checksum in front: what a loss of power left
+torn is found out and left out. When the spool is full its oldest *samples* go first, whether in frames of their own or
+beside events; events go only when events alone are too much.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
+import zlib
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
+
 from instep_agent.errors import ConfigurationInvalid
+from instep_agent.metric import counter, gauge
+from instep_agent.wire import Frame, Sample
 
 BYTES_MAX = 64 << 20
 AGE_SECONDS_MAX = 3600.0
-DICTIONARIES_MAX = 16
+DICTIONARIES_MAX = 64
+_MAGIC = b"ISF1"
+_HEAD_BYTES = len(_MAGIC) + 4
+
+SPOOL_METRICS = (
+    gauge("instep_agent_spool_bytes", "Frames that the server has not acknowledged."),
+    gauge("instep_agent_spool_frames", "How many frames the server has not acknowledged."),
+    gauge("instep_agent_spool_oldest_age_seconds", "Since the oldest of them was made; 0 when there is none."),
+    counter(
+        "instep_agent_spool_dropped_total",
+        "Frames that were given up unsent, by kind: samples, stripped (its events were kept), events, torn.",
+    ),
+)
+
+log = logging.getLogger("instep.agent.spool")
+_frames = msgspec.msgpack.Decoder(Frame)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One frame in the spool."""
+    """One frame in the spool; its kind is `samples`, `events` (perhaps with samples), or `stripped` (events alone)."""
 
     number: int
-    has_events: bool
+    kind: str
     size_bytes: int
     since_seconds: float
-    """CLOCK_REALTIME of its making: the spool outlives a boot."""
+    """When it was made, on the monotonic clock of this agent: steps of the wall clock make nothing old."""
 
     @property
     def name(self) -> str:
         """File name; its order is the order of making."""
-        return f"{self.number:016d}-{'events' if self.has_events else 'samples'}.frame"
+        return f"{self.number:016d}-{self.kind}.frame"
 
 
 class Spool:
-    """A folder of frames, oldest first. Beyond its bounds the oldest frames without events go; events never do."""
+    """A folder of frames, oldest first, bounded in bytes and age."""
 
-    def __init__(self, folder: Path, *, bytes_max: int = BYTES_MAX, age_seconds_max: float = AGE_SECONDS_MAX) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        bytes_max: int = BYTES_MAX,
+        age_seconds_max: float = AGE_SECONDS_MAX,
+        clock_seconds: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Take over what an earlier agent left in `folder`; raise ConfigurationInvalid when it cannot be written."""
         self._folder = folder
         self._bytes_max = bytes_max
         self._age_seconds_max = age_seconds_max
+        self._clock_seconds = clock_seconds
         self._changed = threading.Condition()
         self._entries: OrderedDict[int, Entry] = OrderedDict()
+        self._with_samples: OrderedDict[int, None] = OrderedDict()
         self._in_memory: dict[int, bytes] = {}
+        self._loses_events = False
         self.size_bytes = 0
-        self.dropped_total = 0
+        self.dropped = {"samples": 0, "stripped": 0, "events": 0, "torn": 0}
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._adopt()
@@ -62,14 +99,8 @@ class Spool:
     def append(self, data: bytes, *, has_events: bool) -> None:
         """Add a frame and wake whoever waits for one."""
         with self._changed:
-            entry = Entry(self._next, has_events, len(data), time.time())
+            self._add(Entry(self._next, "events" if has_events else "samples", len(data), self._clock_seconds()), data)
             self._next += 1
-            try:
-                _write(self._folder / entry.name, data)
-            except OSError:  # the disk is full or gone: memory is the next best place, within the same bounds
-                self._in_memory[entry.number] = data
-            self._entries[entry.number] = entry
-            self.size_bytes += entry.size_bytes
             self._keep_bounds()
             self._changed.notify_all()
 
@@ -81,10 +112,10 @@ class Spool:
             self._keep_bounds()
             while self._entries:
                 entry = next(iter(self._entries.values()))
-                try:
-                    return entry, self._in_memory.get(entry.number) or (self._folder / entry.name).read_bytes()
-                except OSError:  # somebody cleaned the folder up
-                    self._forget(entry)
+                data = self._read(entry)
+                if data is not None:
+                    return entry, data
+                self._lose_torn(entry)
         return None
 
     def wake(self) -> None:
@@ -95,7 +126,7 @@ class Spool:
     def remove(self, entry: Entry) -> None:
         """Forget a frame that was acknowledged or refused for good."""
         with self._changed:
-            self._forget(entry)
+            self._forget(entry.number)
 
     def keep_dictionary(self, name: str, data: bytes) -> None:
         """Keep a dictionary by its hash, for frames that a later agent sends."""
@@ -115,29 +146,119 @@ class Spool:
         except OSError:
             return None
 
+    def samples(self) -> Iterator[Sample]:
+        """Yield how full it is, and what was given up."""
+        with self._changed:
+            oldest = next(iter(self._entries.values()), None)
+            age_seconds = self._clock_seconds() - oldest.since_seconds if oldest else 0.0
+            sizes = (float(self.size_bytes), float(len(self._entries)), age_seconds)
+            dropped = dict(self.dropped)
+        names = ("instep_agent_spool_bytes", "instep_agent_spool_frames", "instep_agent_spool_oldest_age_seconds")
+        for name, value in zip(names, sizes, strict=True):
+            yield Sample(name=name, labels=(), value=value)
+        for kind, count in dropped.items():
+            yield Sample(name="instep_agent_spool_dropped_total", labels=(("kind", kind),), value=float(count))
+
     def _adopt(self) -> None:
+        for partial in self._folder.glob("*.partial"):
+            partial.unlink(missing_ok=True)
+        now_seconds, now_realtime_seconds = self._clock_seconds(), time.time()
         for path in sorted(self._folder.glob("*.frame")):
             number, _, kind = path.stem.partition("-")
-            if number.isdecimal():
+            if number.isdecimal() and kind in ("samples", "events", "stripped"):
                 status = path.stat()
-                entry = Entry(int(number), kind == "events", status.st_size, status.st_mtime)
-                self._entries[entry.number] = entry
-                self.size_bytes += entry.size_bytes
+                age_seconds = max(0.0, now_realtime_seconds - status.st_mtime)
+                size_bytes = max(0, status.st_size - _HEAD_BYTES)
+                self._note(Entry(int(number), kind, size_bytes, now_seconds - age_seconds))
+
+    def _add(self, entry: Entry, data: bytes) -> None:
+        try:
+            _write(self._folder / entry.name, _MAGIC + zlib.crc32(data).to_bytes(4, "little") + data)
+        except OSError:  # the disk is full or gone: memory is the next best place, within the same bounds
+            self._in_memory[entry.number] = data
+        self._note(entry)
+
+    def _note(self, entry: Entry) -> None:
+        self._entries[entry.number] = entry
+        self.size_bytes += entry.size_bytes
+        if entry.kind != "stripped":
+            self._with_samples[entry.number] = None
+
+    def _read(self, entry: Entry) -> bytes | None:
+        """Give what was written, None when it is torn or gone."""
+        if entry.number in self._in_memory:
+            return self._in_memory[entry.number]
+        try:
+            written = (self._folder / entry.name).read_bytes()
+        except OSError:  # somebody cleaned the folder up
+            return None
+        data = written[_HEAD_BYTES:]
+        is_whole = written[:_HEAD_BYTES] == _MAGIC + zlib.crc32(data).to_bytes(4, "little")
+        return data if is_whole and data else None
 
     def _keep_bounds(self) -> None:
-        oldest_seconds = time.time() - self._age_seconds_max
-        for entry in tuple(self._entries.values()):
+        oldest_seconds = self._clock_seconds() - self._age_seconds_max
+        while self._with_samples:
+            entry = self._entries[next(iter(self._with_samples))]
             if self.size_bytes <= self._bytes_max and entry.since_seconds >= oldest_seconds:
                 return
-            if not entry.has_events:
-                self._forget(entry)
-                self.dropped_total += 1
+            self._give_up_samples(entry)
+        if self.size_bytes <= self._bytes_max:
+            self._loses_events = False
+        elif not self._loses_events:
+            self._loses_events = True
+            log.error("The spool %s is full of events alone: the oldest are given up.", self._folder)
+        while self.size_bytes > self._bytes_max and len(self._entries) > 1:  # the newest is never given up
+            self._forget(next(iter(self._entries)))
+            self.dropped["events"] += 1
 
-    def _forget(self, entry: Entry) -> None:
-        if self._entries.pop(entry.number, None) is not None:
+    def _give_up_samples(self, entry: Entry) -> None:
+        if entry.kind == "samples":
+            self._forget(entry.number)
+            self.dropped["samples"] += 1
+            return
+        data = self._read(entry)
+        if data is None:
+            self._lose_torn(entry)
+            return
+        stripped = without_samples(data)
+        self._replace(entry, replace(entry, kind="stripped", size_bytes=len(stripped)), stripped)
+        self.dropped["stripped"] += 1
+
+    def _replace(self, entry: Entry, by: Entry, data: bytes) -> None:
+        """Write the shorter frame first: at every moment one of the two is there, and a later agent sends either."""
+        self._with_samples.pop(entry.number)
+        was_in_memory = self._in_memory.pop(entry.number, None) is not None
+        self.size_bytes += by.size_bytes - entry.size_bytes
+        self._entries[entry.number] = by  # in its old place: an ordered dictionary keeps it
+        try:
+            _write(self._folder / by.name, _MAGIC + zlib.crc32(data).to_bytes(4, "little") + data)
+        except OSError:
+            self._in_memory[entry.number] = data
+        if not was_in_memory:
+            (self._folder / entry.name).unlink(missing_ok=True)
+
+    def _lose_torn(self, entry: Entry) -> None:
+        self._forget(entry.number)
+        self.dropped["torn"] += 1
+        log.warning("A frame in the spool %s was torn or removed; it is left out.", self._folder)
+
+    def _forget(self, number: int) -> None:
+        entry = self._entries.pop(number, None)
+        if entry is not None:
+            self._with_samples.pop(number, None)
             self.size_bytes -= entry.size_bytes
-            if self._in_memory.pop(entry.number, None) is None:
+            if self._in_memory.pop(number, None) is None:
                 (self._folder / entry.name).unlink(missing_ok=True)
+
+
+def without_samples(data: bytes) -> bytes:
+    """Give an encoded frame with its events alone; one that is none stays as it is, for the server to refuse."""
+    try:
+        frame = _frames.decode(data)
+    except msgspec.MsgspecError:
+        return data
+    return msgspec.msgpack.encode(msgspec.structs.replace(frame, dictionary_hash="", values=b"", ranks=(), gpus=None))
 
 
 def _write(path: Path, data: bytes) -> None:

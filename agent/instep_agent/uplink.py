@@ -5,15 +5,22 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 
-from instep_agent.connection import Connection, backoff_seconds
-from instep_agent.errors import AgentError, ConfigurationInvalid, FrameRefused, ServerUnreachable, TokenRefused
-from instep_agent.spool import Spool
-from instep_agent.wire import Dictionary, Frame
+from instep_agent.connection import TLS_OF_THE_SYSTEM, Connection, Tls, keep_trying
+from instep_agent.errors import AgentError, FrameRefused, ServerUnreachable, TokenRefused
+from instep_agent.metric import counter
+from instep_agent.spool import SPOOL_METRICS, Spool, without_samples
+from instep_agent.wire import Dictionary, Frame, Sample
 
+UPLINK_METRICS = (
+    counter("instep_agent_uplink_sent_total", "Frames that the server acknowledged, since the agent's start."),
+    counter("instep_agent_uplink_failures_total", "Tries that got no answer, or one that asks to come again."),
+    counter("instep_agent_uplink_refused_total", "Frames that the server refused for good."),
+    *SPOOL_METRICS,
+)
 IDLE_SECONDS = 1.0
 _DICTIONARY_PATH = "/ingest/v1/dictionary"
 _FRAMES_PATH = "/ingest/v1/frames"
@@ -25,10 +32,16 @@ class Uplink:
     """Sends what is in the spool. Start it, `put` frames, `close` it."""
 
     def __init__(
-        self, url: str, token: Callable[[], str], spool: Spool, *, random_unit: Callable[[], float] = random.random
+        self,
+        url: str,
+        token: Callable[[], str],
+        spool: Spool,
+        *,
+        random_unit: Callable[[], float] = random.random,
+        tls: Tls = TLS_OF_THE_SYSTEM,
     ) -> None:
         """`token` gives the bearer token and is asked for each request, so that a token can be changed in its file."""
-        self._connection = Connection(url, token, meanwhile="frames are kept until it does")
+        self._connection = Connection(url, token, meanwhile="frames are kept until it does", tls=tls)
         self._spool = spool
         self._random_unit = random_unit
         self._stop = threading.Event()
@@ -48,6 +61,16 @@ class Uplink:
         self._spool.keep_dictionary(dictionary.hash, msgspec.msgpack.encode(dictionary))
         self._spool.append(msgspec.msgpack.encode(frame), has_events=bool(frame.events))
 
+    def samples(self) -> Iterator[Sample]:
+        """Yield how sending goes, and how full the spool is."""
+        for name, value in (
+            ("instep_agent_uplink_sent_total", self.sent_total),
+            ("instep_agent_uplink_failures_total", self.failures_total),
+            ("instep_agent_uplink_refused_total", self.refused_total),
+        ):
+            yield Sample(name=name, labels=(), value=float(value))
+        yield from self._spool.samples()
+
     def close(self, timeout_seconds: float = 0.5) -> None:
         """Stop sending; what was not acknowledged stays in the spool."""
         self._stop.set()
@@ -57,20 +80,12 @@ class Uplink:
             self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
-        failures = 0
-        while not self._stop.is_set():
-            try:
-                self._send_oldest()
-                failures = 0
-            except (ServerUnreachable, TokenRefused, ConfigurationInvalid) as error:
-                failures += 1
-                self.failures_total += 1
-                self._note(error, failures)
-                self._stop.wait(backoff_seconds(failures, self._random_unit()))
+        keep_trying(self._send_oldest, self._stop, self._note, self._random_unit)
         self._connection.close()
 
     def _note(self, error: AgentError, failures: int) -> None:
         """Log the first failure of a row; a server that is away for an hour needs no thousand lines."""
+        self.failures_total += 1
         if self._stop.is_set():
             return
         if isinstance(error, TokenRefused) and self._connection.answers == 1:
@@ -93,7 +108,8 @@ class Uplink:
     def _send(self, data: bytes) -> None:
         answer = self._connection.post(_FRAMES_PATH, data)
         if answer.status == 409:
-            self._send_dictionary(data)
+            if not self._send_dictionary(data):
+                data = without_samples(data)
             answer = self._connection.post(_FRAMES_PATH, data)
         if answer.status == 409:
             raise ServerUnreachable("The server still does not know the dictionary that it was just sent.")
@@ -102,15 +118,15 @@ class Uplink:
                 f"The server refused a frame for good ({answer.status}: {answer.detail}); it was dropped."
             )
 
-    def _send_dictionary(self, data: bytes) -> None:
+    def _send_dictionary(self, data: bytes) -> bool:
+        """Send the dictionary of a frame; give whether the server has it now. Without it the values mean nothing."""
         name = msgspec.msgpack.decode(data, type=Frame).dictionary_hash
         dictionary = self._spool.dictionary(name)
         if dictionary is None:
-            raise FrameRefused(
-                f"The server does not know the dictionary {name}, and the agent no longer has it; a frame was dropped."
-            )
+            log.warning("The server does not know the dictionary %s, nor does the agent: values were dropped.", name)
+            return False
         answer = self._connection.post(_DICTIONARY_PATH, dictionary)
         if answer.status not in (200, 204):
-            raise FrameRefused(
-                f"The server refused the dictionary of a frame ({answer.status}: {answer.detail}); it was dropped."
-            )
+            log.error("The server refused a dictionary (%d: %s): values were dropped.", answer.status, answer.detail)
+            return False
+        return True

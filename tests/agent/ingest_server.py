@@ -15,15 +15,18 @@ DEADLINE_SECONDS = 15.0
 class IngestServer:
     """Keeps acknowledged frames and dictionaries; `answers` are statuses to give before behaving."""
 
-    def __init__(self, port=0, *, token="secret"):
+    def __init__(self, port=0, *, token="secret", tls=None):
         self.token = token
         self.frames, self.dictionaries, self.answers, self.requests = [], {}, [], []
         self._changed = threading.Condition()
         self._connections = []
         self._http = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
         self._http.daemon_threads = True
+        if tls is not None:  # the handshake is the handler's: one that fails must not end the server
+            self._http.socket = tls.wrap_socket(self._http.socket, server_side=True, do_handshake_on_connect=False)
+            self._http.handle_error = lambda *_: None  # a client that does not trust it hangs up
         self.port = self._http.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02})
         self._thread.start()
 

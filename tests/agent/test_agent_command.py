@@ -91,6 +91,60 @@ def test_goes_on_over_a_restart_of_the_server(start, tmp_path):
         second.close()
 
 
+def test_killed_with_a_full_spool_it_loses_no_event_and_nothing_counts_twice(start, tmp_path):
+    (tmp_path / "node/dev").mkdir(parents=True)
+    log = tmp_path / "node/dev/kmsg"
+    log.touch()
+    (tmp_path / "node/proc").symlink_to("/proc")
+    spool = tmp_path / "spool"
+    config = tmp_path / "agent.toml"
+    config.write_text("spool_bytes_max = 65536\n")
+    options = ("--config", config, "--root", tmp_path / "node", "--spool", spool, "--interval", 0.05)
+    first = IngestServer()
+    process = start("--server", first.url, *options)
+    first.wait_for(lambda it: it.frames)
+    first.close()
+    said = []
+    while len(said) < 180:
+        lines = [f"NVRM: Xid (PCI:0000:3b:00): 79, number {len(said) + more}" for more in range(20)]
+        said += lines
+        with log.open("a") as file:
+            file.write("".join(line + "\n" for line in lines))
+        wait_until(lambda last=lines[-1].encode(): last in b"".join(written(spool)))
+    wait_until(lambda: size_bytes(spool) > 60_000)
+    process.kill()
+    process.wait()
+    second = IngestServer(first.port)
+    try:
+        start("--server", second.url, *options)
+        second.wait_for(lambda it: len({event.id for frame in it.frames for event in frame.events}) >= len(said))
+    finally:
+        second.close()
+    events = [event.text for frame in first.frames + second.frames for event in frame.events]
+    assert [text for text in events if "number" in text] == said, "all of them, in their order, once"
+    frames = [(frame.agent_epoch, frame.sequence) for frame in first.frames + second.frames]
+    assert len(frames) == len(set(frames))
+
+
+def size_bytes(spool):
+    return sum(map(len, written(spool)))
+
+
+def written(spool):
+    for path in spool.glob("*.frame"):
+        try:
+            yield path.read_bytes()
+        except FileNotFoundError:  # it was given up meanwhile
+            continue
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.005)
+
+
 def test_metrics_are_served(start, tmp_path):
     new_writer(tmp_path).heartbeat(7, 0, Phase.backward)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -187,7 +241,8 @@ def test_once_prints_what_every_source_says(capsys, tmp_path):
     assert cli.main([*arguments, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     outcomes = {name: state["outcome"] for name, state in said["sources"].items()}
-    assert outcomes == {"kernel_log": "absent", "rank_records": "ok", "gpu_inventory": "ok", "host": "ok"}
+    ours = {"kernel_log": "absent", "rank_records": "ok", "gpu_inventory": "ok", "host": "ok"}
+    assert ours.items() <= outcomes.items()
     assert [gpu["pci"] for gpu in said["gpus"]] == ["0000:3b:00", "0000:86:00"]
     assert {"name": "instep_host_load1", "labels": {}, "value": 3.52} in said["samples"]
     assert cli.main(arguments) == 0

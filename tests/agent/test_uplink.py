@@ -176,52 +176,6 @@ def test_a_url_that_is_none_is_refused(tmp_path, url):
         Uplink(url, lambda: "t", Spool(tmp_path))
 
 
-def test_beyond_its_bytes_the_spool_drops_the_oldest_samples_and_no_event(tmp_path):
-    spool = Spool(tmp_path, bytes_max=1000)
-    for number in range(20):
-        spool.append(bytes(100), has_events=number % 5 == 0)
-    assert spool.size_bytes <= 1000
-    kept = []
-    while found := spool.wait_oldest(0):
-        kept.append((found[0].number, found[0].has_events))
-        spool.remove(found[0])
-    assert [number for number, has_events in kept if has_events] == [1, 6, 11, 16]
-    assert [number for number, has_events in kept if not has_events] == [14, 15, 17, 18, 19, 20]
-    assert spool.dropped_total == 10
-    assert list(tmp_path.glob("*.frame")) == []
-
-
-def test_beyond_its_age_the_spool_drops_samples(tmp_path, monkeypatch):
-    spool = Spool(tmp_path, age_seconds_max=10)
-    monkeypatch.setattr("instep_agent.spool.time.time", lambda: 100.0)
-    spool.append(b"old", has_events=False)
-    spool.append(b"event", has_events=True)
-    monkeypatch.setattr("instep_agent.spool.time.time", lambda: 111.0)
-    assert spool.wait_oldest(0)[1] == b"event"
-
-
-def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
-    spool = Spool(tmp_path)
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("instep_agent.spool._write", full)
-    spool.append(b"frame", has_events=True)
-    spool.keep_dictionary("hash", b"x")
-    entry, data = spool.wait_oldest(0)
-    assert data == b"frame"
-    spool.remove(entry)
-    assert spool.wait_oldest(0) is None
-    assert spool.size_bytes == 0
-
-
-def test_a_spool_that_cannot_be_written_is_refused(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(ConfigurationInvalid, match="Cannot use the spool folder"):
-        Spool(tmp_path / "file")
-
-
 def test_equal_series_have_equal_hashes():
     series = (("a_bytes", (("port", "1"),)),)
     assert make_dictionary(series).hash == make_dictionary(series).hash != make_dictionary(()).hash

@@ -23,6 +23,7 @@ class GpuInventory:
     interval_seconds = 10.0
     deadline_seconds = 2.0
     child = ""
+    rights = "sees /proc/driver/nvidia of the node: everybody may, in a container the driver's or the node's /proc"
     metrics: tuple[Metric, ...] = ()
 
     def collect(self, node: Node) -> Iterator[GpuReport]:

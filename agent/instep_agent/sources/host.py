@@ -22,6 +22,7 @@ class Host:
     interval_seconds = 2.0
     deadline_seconds = 1.0
     child = ""
+    rights = "reads the node's /proc: everybody may, in a container the node's /proc mounted read-only"
     metrics = (
         gauge("instep_host_load1", "Load average of one minute, from /proc/loadavg."),
         gauge("instep_host_memory_total_bytes", "Memory of the node, from /proc/meminfo."),

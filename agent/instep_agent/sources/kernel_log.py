@@ -52,6 +52,7 @@ class KernelLog:
     interval_seconds = 0.1
     deadline_seconds = 1.0
     child = ""
+    rights = "reads /dev/kmsg: CAP_SYSLOG where kernel.dmesg_restrict is 1, and the device in a container"
     metrics: tuple[Metric, ...] = ()
 
     def __init__(self) -> None:

@@ -49,6 +49,7 @@ class RankRecords:
     interval_seconds = 0.5
     deadline_seconds = 1.0
     child = ""
+    rights = "reads rank records of other users: runs as root or as the owner of the records (they are mode 0600)"
     metrics = (
         gauge("instep_rank_records", "Rank records that are read."),
         gauge("instep_rank_records_invalid", "Files beneath the record root that are no sound rank record."),

@@ -1,0 +1,180 @@
+"""The spool: bounded in bytes and age, samples before events, and whole after whatever end."""
+
+import math
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from instep_agent.errors import ConfigurationInvalid
+from instep_agent.frames import FrameBuilder, Tick
+from instep_agent.node import Fact, Node
+from instep_agent.spool import Spool
+from instep_agent.wire import Frame, Sample
+
+SAMPLES = [Sample(name="x_bytes", labels=(("n", str(n)),), value=1.0) for n in range(50)]
+
+
+class Frames:
+    """Makes encoded frames; a text makes one with an event."""
+
+    def __init__(self):
+        self.builder = FrameBuilder(Node("node-a"))
+
+    def __call__(self, text=""):
+        facts = [Fact("kernel_line", text, 1, 1)] if text else []
+        return msgspec.msgpack.encode(self.builder.build(Tick(facts=facts), SAMPLES))
+
+
+def fill(spool, *texts):
+    frames = Frames()
+    for text in texts:
+        spool.append(frames(text), has_events=bool(text))
+
+
+def drain(spool):
+    """Take everything out; give each frame's sequence, its events, and whether it has values."""
+    found = []
+    while taken := spool.wait_oldest(0):
+        frame = msgspec.msgpack.decode(taken[1], type=Frame)
+        found.append((frame.sequence, [event.text for event in frame.events], bool(frame.values)))
+        spool.remove(taken[0])
+    return found
+
+
+def shown(spool):
+    return {
+        (sample.name.removeprefix("instep_agent_spool_"), *dict(sample.labels).values()): sample.value
+        for sample in spool.samples()
+    }
+
+
+def test_beyond_its_bytes_the_oldest_samples_go_and_no_event(tmp_path):
+    one = len(Frames()())
+    spool = Spool(tmp_path, bytes_max=4 * one)
+    fill(spool, "", "fault", "", "", "", "", "other", "")
+    assert spool.size_bytes <= 4 * one
+    kept = drain(spool)
+    assert [(number, events) for number, events, _ in kept if events] == [(2, ["fault"]), (7, ["other"])]
+    assert [number for number, events, _ in kept if not events] == [6, 8], "the newest samples"
+    assert not kept[0][2], "what stood beside the old event went before it"
+    assert kept[-2][2], "what stands beside the new event is newer than what was given up"
+    assert spool.dropped == {"samples": 4, "stripped": 1, "events": 0, "torn": 0}
+    assert list(tmp_path.glob("*.frame")) == []
+
+
+def test_only_events_alone_push_out_events_and_that_is_said(tmp_path, caplog):
+    spool = Spool(tmp_path, bytes_max=3000)
+    fill(spool, *[f"event {number}" for number in range(40)])
+    kept = drain(spool)
+    assert 0 < len(kept) < 40
+    assert [events for _, events, _ in kept] == [[f"event {number}"] for number in range(40 - len(kept), 40)]
+    assert spool.dropped["events"] == 40 - len(kept)
+    assert caplog.text.count("full of events alone") == 1
+
+
+def test_beyond_its_age_samples_go_and_events_stay(tmp_path):
+    now = [100.0]
+    spool = Spool(tmp_path, age_seconds_max=10, clock_seconds=lambda: now[0])
+    fill(spool, "", "event")
+    now[0] = 105.0
+    fill(spool, "")
+    assert shown(spool)[("oldest_age_seconds",)] == 5.0
+    now[0] = 111.0
+    assert [events for _, events, _ in drain(spool)] == [["event"], []]
+    assert spool.dropped == {"samples": 1, "stripped": 1, "events": 0, "torn": 0}
+
+
+def test_a_later_agent_takes_over_frames_with_their_order_and_kind(tmp_path):
+    fill(Spool(tmp_path), "", "event", "")
+    later = Spool(tmp_path)
+    assert len(later) == 3
+    fill(later, "new")
+    assert [(events, values) for _, events, values in drain(later)] == [
+        ([], True),
+        (["event"], True),
+        ([], True),
+        (["new"], True),
+    ]
+
+
+def test_a_torn_file_is_left_out_and_the_rest_arrives(tmp_path, caplog):
+    fill(Spool(tmp_path), "one", "two", "three", "four")
+    paths = sorted(tmp_path.glob("*.frame"))
+    paths[1].write_bytes(paths[1].read_bytes()[:-7])
+    paths[2].write_bytes(b"")
+    (tmp_path / "0000000000000009-events.partial").write_bytes(b"half a frame")
+    later = Spool(tmp_path)
+    assert [events for _, events, _ in drain(later)] == [["one"], ["four"]]
+    assert later.dropped["torn"] == 2
+    assert later.size_bytes == 0
+    assert list(tmp_path.glob("*.partial")) == []
+
+
+def test_a_bit_that_changed_on_disk_is_found_out(tmp_path, caplog):
+    fill(Spool(tmp_path), "one", "two")
+    path = min(tmp_path.glob("*.frame"))
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 4
+    path.write_bytes(data)
+    assert [events for _, events, _ in drain(Spool(tmp_path))] == [["two"]]
+
+
+def test_a_frame_that_is_being_sent_may_be_given_up_meanwhile(tmp_path):
+    spool = Spool(tmp_path, bytes_max=2 * len(Frames()()))
+    fill(spool, "")
+    sending, _ = spool.wait_oldest(0)
+    fill(spool, "", "", "")
+    spool.remove(sending)
+    assert spool.size_bytes == sum(len(data) for _, data in iter(lambda: taken(spool), None))
+
+
+def taken(spool):
+    found = spool.wait_oldest(0)
+    if found:
+        spool.remove(found[0])
+    return found
+
+
+def test_its_fill_level_is_shown(tmp_path):
+    spool = Spool(tmp_path)
+    fill(spool, "", "event")
+    values = shown(spool)
+    assert values[("frames",)] == 2
+    assert values[("bytes",)] == spool.size_bytes > 0
+    assert {key[1] for key in values if key[0] == "dropped_total"} == {"samples", "stripped", "events", "torn"}
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    spool = Spool(tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("instep_agent.spool._write", full)
+    fill(spool, "event", "")
+    spool.keep_dictionary("hash", b"x")
+    assert [events for _, events, _ in drain(spool)] == [["event"], []]
+    assert spool.size_bytes == 0
+
+
+def test_a_spool_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationInvalid, match="Cannot use the spool folder"):
+        Spool(tmp_path / "file")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 12))
+def test_whatever_comes_the_bound_holds_in_order_and_events_outlive_samples(tmp_path_factory, kinds, room):
+    bytes_max = room * 1500
+    spool = Spool(tmp_path_factory.mktemp("spool"), bytes_max=bytes_max)
+    fill(spool, *[f"event {number}" if is_event else "" for number, is_event in enumerate(kinds)])
+    assert spool.size_bytes <= bytes_max or len(spool) == 1
+    dropped = dict(spool.dropped)
+    kept = drain(spool)
+    assert [number for number, _, _ in kept] == sorted(number for number, _, _ in kept)
+    assert len(kept) + dropped["samples"] + dropped["events"] == len(kinds)
+    if dropped["events"]:
+        assert not any(values for _, _, values in kept[:-1]), "no sample is kept where an event was given up"
+    assert math.isclose(spool.size_bytes, 0)
