@@ -4,4 +4,4 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE / "rank_record"), str(HERE / "rank_record/vectors"), str(HERE)]
+sys.path[:0] = [str(HERE / "rank_record"), str(HERE / "rank_record/vectors"), str(HERE / "nvml"), str(HERE)]

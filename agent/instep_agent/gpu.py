@@ -1,0 +1,130 @@
+"""One GPU as its driver gives it: who it is, what it was found not to have, and what in its numbers is no number."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from instep_agent.metric import Metric
+from instep_agent.wire import Sample
+
+UNSUPPORTED_RETRY_SECONDS = 600.0
+"""A value that a GPU does not have is asked for this rarely: a driver update may bring it."""
+LOST = {"gpu_is_lost", "reset_required"}
+"""Errors of NVML after which nothing more is to be had from a GPU."""
+_UNSUPPORTED = {
+    "not_supported",
+    "function_not_found",
+    "invalid_argument",
+    "argument_version_mismatch",
+    "deprecated",
+    "vgpu_ecc_not_supported",
+    "not_found",
+}
+_VALUE_TYPES = (
+    ("dVal", 64),
+    ("uiVal", 32),
+    ("ulVal", 64),
+    ("ullVal", 64),
+    ("sllVal", 64),
+    ("siVal", 32),
+    ("usVal", 16),
+)
+"""Member of the union and its width, in the order of NVML_VALUE_TYPE_*."""
+_BLANK_32_FROM, _BLANK_64_FROM, _BLANK_DOUBLE_FROM = 0x7FFFFFF0, 0x7FFFFFFFFFFFFFF0, 2.0**47
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field value of NVML that is a metric as it stands, but for its unit."""
+
+    constant: str
+    """Name of its number in `pynvml`, without `NVML_FI_DEV_`; one that an older `pynvml` does not know is absent."""
+    metric: Metric
+    scale: float = 1.0
+    scope: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Gpu:
+    """One GPU, its handle, and what it was found not to have."""
+
+    index: int
+    handle: Any = None
+    uuid: str = ""
+    pci: str = ""
+    """Domain, bus and device, as kernel lines have it: `0000:3b:00`."""
+    bus: str = ""
+    """As NVML writes it, `00000000:3B:00.0`."""
+    name: str = ""
+    minor: int | None = None
+    problem: str = ""
+    """Why it cannot be read: an error of NVML such as `gpu_is_lost`; empty when it can."""
+    errors: dict[str, int] = field(default_factory=dict)
+    """How often a call or value failed, by error; what the GPU does not have is no error."""
+    labels: tuple[tuple[str, str], ...] = ()
+    alias_labels: tuple[tuple[str, str], ...] = ()
+    _missing: dict[Any, int] = field(default_factory=dict)
+
+    def label(self) -> None:
+        """Make the labels: few on most samples, an exporter's whole set on those that carry its names too."""
+        self.labels = (("UUID", self.uuid), ("gpu", str(self.index)))
+        device = "" if self.minor is None else f"nvidia{self.minor}"
+        known = {"device": device, "modelName": self.name, "pci_bus_id": self.bus}
+        self.alias_labels = tuple(sorted((*self.labels, *((key, value) for key, value in known.items() if value))))
+
+    def sample(self, metric: Metric, value: float, **more: str) -> Sample:
+        """Give one reading of this GPU."""
+        labels = self.alias_labels if metric.alias else self.labels
+        if more:
+            labels = tuple(sorted((*labels, *more.items())))
+        return Sample(name=metric.name, labels=labels, value=float(value))
+
+    def is_missing(self, key: Any, now_ns: int) -> bool:
+        """Whether this was found not to be there, not long ago."""
+        return self._missing.get(key, 0) > now_ns
+
+    def note(self, key: Any, error: str, now_ns: int) -> None:
+        """Remember what came of asking for `key`; raise `GpuLost` when the whole GPU is gone."""
+        if error in LOST:
+            self.problem = error
+            raise GpuLost
+        if error not in _UNSUPPORTED or error == "invalid_argument":
+            self.errors[error] = self.errors.get(error, 0) + 1
+        if error in _UNSUPPORTED or error == "no_permission":
+            self._missing[key] = now_ns + int(UNSUPPORTED_RETRY_SECONDS * 1e9)
+
+
+class GpuLost(Exception):
+    """A GPU answers no more; caught where all GPUs are gone through."""
+
+
+def is_blank(value: float, *, bits: int) -> bool:
+    """Whether the driver's way of saying *no value* is in a number.
+
+    >>> is_blank(0xFFFFFFFF, bits=32), is_blank(9223372036854775794, bits=64), is_blank(41, bits=32)
+    (True, True, False)
+    """
+    if isinstance(value, float):
+        return not math.isfinite(value) or _BLANK_DOUBLE_FROM <= value < _BLANK_DOUBLE_FROM + 16
+    if bits == 32:
+        return value == 0xFFFFFFFF or _BLANK_32_FROM <= value <= 0x7FFFFFFF
+    return value >= _BLANK_64_FROM or value == 0xFFFFFFFF
+
+
+def short_address(bus: str) -> str:
+    """Give a PCI address as the kernel log has it.
+
+    >>> short_address("00000000:3B:00.0")
+    '0000:3b:00'
+    """
+    domain, _, rest = bus.lower().rpartition(".")[0].partition(":")
+    return f"{int(domain, 16):04x}:{rest}" if rest else bus.lower()
+
+
+def value_of(answer: Any) -> float | None:
+    """Give the number in a field value, None when it is blank."""
+    member, bits = _VALUE_TYPES[answer.valueType]
+    value = getattr(answer.value, member)
+    return None if bits > 16 and is_blank(value, bits=bits) else float(value)

@@ -1,0 +1,48 @@
+"""Which processes hold each GPU, and how much of its memory: a rank is found among them by its pid elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from instep_agent import nvml
+from instep_agent.gpu import Gpu, is_blank
+from instep_agent.metric import Metric, gauge
+from instep_agent.node import Node, Reading
+from instep_agent.wire import Sample
+
+PROCESSES_MAX = 32
+"""Of one GPU; the largest are kept."""
+PROCESSES = gauge("instep_gpu_processes", "Processes that compute on the GPU (nvmlDeviceGetComputeRunningProcesses).")
+PROCESS_MEMORY = gauge(
+    "instep_gpu_process_memory_bytes", "Device memory of one process, by its pid on the node.", is_on_page=False
+)
+
+
+class GpuProcesses:
+    """Processes with a compute context on every GPU, from NVML; pids are those of the node's own namespace.
+
+    Every 10 s: processes come and go with a job's start and end, which other sources tell sooner.
+    """
+
+    name = "gpu_processes"
+    interval_seconds = 10.0
+    deadline_seconds = 5.0
+    child = "nvml"
+    metrics: tuple[Metric, ...] = (PROCESSES, PROCESS_MEMORY)
+
+    def __init__(self, driver: nvml.Driver = nvml.shared) -> None:
+        self._driver = driver
+
+    def collect(self, node: Node) -> Iterator[Reading]:
+        """Yield the processes of every GPU. Raise `Absent` without an NVIDIA GPU, `SourceFailed` when refused."""
+        yield from self._driver.each(node, lambda gpu: self._read(gpu, node))
+
+    def _read(self, gpu: Gpu, node: Node) -> Iterator[Sample]:
+        processes = self._driver.call(gpu, node, "nvmlDeviceGetComputeRunningProcesses")
+        if processes is None:
+            return
+        yield gpu.sample(PROCESSES, len(processes))
+        known = [(each.usedGpuMemory, each.pid) for each in processes if each.usedGpuMemory is not None]
+        for size_bytes, pid in sorted(known, reverse=True)[:PROCESSES_MAX]:
+            if not is_blank(size_bytes, bits=64):
+                yield gpu.sample(PROCESS_MEMORY, size_bytes, pid=str(pid))

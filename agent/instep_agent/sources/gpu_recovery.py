@@ -1,0 +1,42 @@
+"""What the driver itself says must be done with a GPU before it can be used again: it knows better than any table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from instep_agent import nvml
+from instep_agent.gpu import Field
+from instep_agent.metric import Metric, gauge
+from instep_agent.node import Node, Reading
+
+FIELDS = (
+    Field(
+        "GET_GPU_RECOVERY_ACTION",
+        gauge(
+            "instep_gpu_recovery_action",
+            "0 none, 1 reset the GPU, 2 reboot the node, 3 drain peers, 4 drain and reset, 5 recover the IMEX domain, "
+            "6 reset its bus, 7 reboot the system (field GET_GPU_RECOVERY_ACTION).",
+        ),
+    ),
+)
+
+
+class GpuRecovery:
+    """The recovery action that the driver asks for, for every GPU, from NVML.
+
+    Every 2 s: it decides what is done with the node, so it should be there when the events of the same fault are; one
+    field for each GPU is the whole cost.
+    """
+
+    name = "gpu_recovery"
+    interval_seconds = 2.0
+    deadline_seconds = 5.0
+    child = "nvml"
+    metrics: tuple[Metric, ...] = tuple(each.metric for each in FIELDS)
+
+    def __init__(self, driver: nvml.Driver = nvml.shared) -> None:
+        self._driver = driver
+
+    def collect(self, node: Node) -> Iterator[Reading]:
+        """Yield one action per GPU. Raise `Absent` without an NVIDIA GPU, `SourceFailed` when refused."""
+        yield from self._driver.each(node, lambda gpu: self._driver.field_samples(gpu, node, FIELDS))
