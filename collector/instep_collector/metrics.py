@@ -93,6 +93,15 @@ class Metrics:
         self.webhooks = Counter(
             "instep_webhook_deliveries_total", "Tries to deliver a message.", ["outcome"], registry=self.registry
         )
+        self.alerts_sent = Counter(
+            "instep_alerts_sent_total", "Alerts sent to Alertmanager.", ["receiver", "outcome"], registry=self.registry
+        )
+        self.alerts_pending = Gauge(
+            "instep_alerts_pending",
+            "Alerts that an Alertmanager has not taken yet.",
+            ["receiver"],
+            registry=self.registry,
+        )
         for kind in Kind:
             self.incidents_open.labels(kind.value).set(0)
 

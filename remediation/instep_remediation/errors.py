@@ -5,10 +5,12 @@ RemediationError
 ├── PolicyError    the policy or configuration is wrong; names file, key and value. A retry does not help.
 ├── ClientError    the server could not be asked. A retry may help.
 ├── DeliveryError  a message did not reach its receiver. A retry helps; the outbox does it.
+│   └── DeliveryRefused   the receiver will never take it
 └── DecisionError  a person's decision cannot be carried out; nothing was changed
     ├── NotKnown      what it is about does not exist
     ├── NotPossible   the state of the plan, incident or node does not allow it
-    └── Outdated      it was made on an older version. Look again, then decide again.
+    ├── Outdated      it was made on an older version. Look again, then decide again.
+    └── KeyReused     its Idempotency-Key belongs to another decision
 ```
 """
 
@@ -31,6 +33,10 @@ class DeliveryError(RemediationError):
     """A message was not taken."""
 
 
+class DeliveryRefused(DeliveryError):
+    """The receiver does not understand the message."""
+
+
 class DecisionError(RemediationError):
     """A decision was refused."""
 
@@ -45,3 +51,7 @@ class NotPossible(DecisionError):
 
 class Outdated(DecisionError):
     """It has changed since whoever decides looked at it."""
+
+
+class KeyReused(DecisionError):
+    """The same key came with another request."""

@@ -27,6 +27,16 @@ STOP = Family.STOP.value
 """Incidents that end an attempt, and are over when the next one has kept a step."""
 
 
+SEVERITIES = {
+    Kind.HANG: "critical",
+    Kind.CRASH: "critical",
+    Kind.MISMATCH: "critical",
+    Kind.GPU_FAULT: "critical",
+    Kind.STRAGGLER: "warning",
+}
+"""Of the alert: `critical` wakes somebody; a slow job goes on, and waits for the morning."""
+
+
 @dataclass(frozen=True, slots=True)
 class Opening:
     """What is fixed when an incident is opened."""
@@ -50,8 +60,9 @@ def open_incident(session: Session, opening: Opening, *, state: str, now: float)
         if known.state == "withdrawn":
             known.state, known.resolved_at, known.resolution = state, None, ""
         return known, False
+    id_ = f"inc-{secrets.token_hex(6)}"
     row = Incident(
-        id=f"inc-{secrets.token_hex(6)}",
+        id=id_,
         identity=opening.identity,
         kind=opening.kind,
         family=family(Kind(opening.kind)).value,
@@ -60,7 +71,7 @@ def open_incident(session: Session, opening: Opening, *, state: str, now: float)
         job=opening.job,
         run=opening.run,
         attempt=opening.attempt,
-        labels=labels(opening),
+        labels=labels(opening, id_),
         is_drill=opening.is_drill,
         summary=opening.summary,
         onset_step=opening.onset_step,
@@ -83,9 +94,11 @@ def open_incident(session: Session, opening: Opening, *, state: str, now: float)
     return row, True
 
 
-def labels(opening: Opening) -> dict[str, str]:
-    """Return the labels of the incident's alert; they never change."""
+def labels(opening: Opening, id_: str) -> dict[str, str]:
+    """Return the labels of the incident's alert. They never change; the first verdict adds whether it is a drill."""
     found = {
+        "incident": id_,
+        "severity": SEVERITIES[Kind(opening.kind)],
         "alertname": f"Instep{''.join(part.title() for part in opening.kind.split('-'))}",
         "kind": opening.kind,
         "job": opening.job,
@@ -107,6 +120,8 @@ def identity(run: str, attempt: int, kind: str, onset: str | int | None) -> str:
 def fill_in(row: Incident, finding: Finding, *, now: float) -> None:
     """Put a verdict and its evidence into an incident; the moment of the first one stays."""
     verdict = finding.verdict
+    if row.verdict is None:
+        row.labels = row.labels | {"drill": str(row.is_drill or verdict.is_drill).lower()}
     row.summary, row.verdict, row.evidence = verdict.summary, verdict_to_json(verdict), as_json(finding.bundle)
     row.is_drill = row.is_drill or verdict.is_drill
     row.state = "open" if row.state in ("suspect", "withdrawn") else row.state

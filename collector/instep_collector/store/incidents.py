@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from instep_collector.store.models import Incident
 
 ACTIVE = ("suspect", "open")
+ENDED = ("resolved", "withdrawn", "merged")
 
 
 def get(session: Session, id_: str) -> Incident | None:
@@ -40,6 +41,17 @@ def recent(session: Session, *, limit: int = 200, states: Sequence[str] = ()) ->
     """Return incidents, newest first."""
     query = select(Incident).order_by(Incident.opened_at.desc()).limit(limit)
     return session.scalars(query.where(Incident.state.in_(states)) if states else query).all()
+
+
+def told(session: Session, *, ended_after: float, limit: int) -> Sequence[Incident]:
+    """Return incidents that people were told of: the open ones, and those that ended after a moment; newest first."""
+    is_over = and_(Incident.state.in_(ENDED), Incident.resolved_at >= ended_after)
+    return session.scalars(
+        select(Incident)
+        .where(Incident.verdict_at.is_not(None), or_(Incident.state == "open", is_over))
+        .order_by(Incident.opened_at.desc())
+        .limit(limit)
+    ).all()
 
 
 def counts(session: Session) -> dict[tuple[str, str], int]:

@@ -32,6 +32,21 @@ def due(session: Session, *, now: float, tries_max: int, limit: int = 20) -> Seq
     ).all()
 
 
+def keep_receipt(session: Session, incident: str, mark: str, *, at: float) -> None:
+    """Keep that a receiver knows all there is to know of an incident; it is named by its mark."""
+    id_ = f"{incident}:{mark}"
+    if session.get(Webhook, id_) is None:
+        session.add(
+            Webhook(id=id_, incident=incident, body={}, tries=1, created_at=at, next_at=at, delivered_at=at, error="")
+        )
+
+
+def receipts(session: Session, incidents: Sequence[str], mark: str) -> frozenset[str]:
+    """Return those of the incidents for which a receiver's receipt is kept."""
+    ids = [f"{incident}:{mark}" for incident in incidents]
+    return frozenset(session.scalars(select(Webhook.incident).where(Webhook.id.in_(ids))))
+
+
 def prune(session: Session, *, before: float) -> None:
     """Forget messages made before a moment."""
     session.execute(delete(Webhook).where(Webhook.created_at < before))

@@ -25,6 +25,8 @@ from instep_remediation.server.config import ServerConfig
 from instep_remediation.server.runtime import Runtime
 from instep_remediation.toml_file import checked, read_toml
 
+OPTIONS = ("listen", "state_dir", "database", "token_file", "webhook", "alertmanager", "policy", "metrics_open")
+"""Settings that the command line overrules."""
 SHUTDOWN_SECONDS = 1
 """Connections that wait for orders are answered at once; whatever else is open is cut off after this."""
 
@@ -46,6 +48,9 @@ def parser() -> argparse.ArgumentParser:
         "--token-file", metavar="FILE", help="the administrator's token (default: made in the state folder)"
     )
     made.add_argument("--webhook", metavar="URL", help="one POST for each incident goes here")
+    made.add_argument(
+        "--alertmanager", metavar="URL", action="append", help="an Alertmanager to tell of incidents; may be repeated"
+    )
     made.add_argument("--config", metavar="FILE", help="TOML file with the same settings and more")
     made.add_argument("--policy", metavar="FILE", help="TOML file that says which verdict leads to what")
     made.add_argument("--metrics-open", action="store_true", default=None, help="answer /metrics without a token")
@@ -85,7 +90,7 @@ def read_config(options: argparse.Namespace) -> ServerConfig:
     config = read_toml(Path(options.config), ServerConfig) if options.config else ServerConfig()
     given: dict[str, Any] = {
         name: getattr(options, name)
-        for name in ("listen", "state_dir", "database", "token_file", "webhook", "policy", "metrics_open")
+        for name in OPTIONS
         if getattr(options, name) is not None
     }
     return checked({**config.model_dump(exclude_unset=True), **given}, ServerConfig, place="command line")

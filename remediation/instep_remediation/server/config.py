@@ -66,6 +66,12 @@ class ServerConfig(BaseModel):
     """What carries changes to nodes out; `print` changes nothing."""
     webhook: str = ""
     """One POST for each incident goes here; empty sends none."""
+    alertmanager: tuple[str, ...] = ()
+    """Addresses of Alertmanagers, such as http://alertmanager:9093; each is told of every incident."""
+    alertmanager_token_file: Path | None = None
+    """Sent to them as bearer token; read again for each message."""
+    alertmanager_resend_seconds: float = Field(default=60.0, ge=1.0, le=600.0)
+    """What stands is said again this often; without news for 15 minutes Alertmanager takes it to be over."""
     webhook_on_resolve: bool = False
     """A second POST when the incident is over."""
     public_url: str = ""
@@ -99,6 +105,14 @@ class ServerConfig(BaseModel):
         if value not in EXECUTORS:
             raise ValueError(f"use one of {', '.join(sorted(EXECUTORS))}")
         return value
+
+    @field_validator("alertmanager")
+    @classmethod
+    def _are_http(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            if not value.startswith(("http://", "https://")):
+                raise ValueError("use http:// or https:// addresses, such as http://alertmanager:9093")
+        return values
 
     @field_validator("webhook")
     @classmethod

@@ -1,0 +1,191 @@
+"""Alertmanager: one alert for each incident, sent again while it stands, ended when it is over.
+
+What has to be sent is derived from the store at every look, so a server that was killed goes on where it stood. Only
+the end of an alert needs a receipt of its own: an address that has taken it is told no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import random
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from instep_collector.clock import Clock
+from instep_collector.metrics import Metrics
+from instep_collector.store import incidents, outbox
+from instep_collector.store.engine import Store
+from instep_collector.store.models import Incident
+
+from instep_remediation.alerts.alert import ENDED, alert
+from instep_remediation.errors import DeliveryError, DeliveryRefused
+
+POLL_SECONDS = 1.0
+TIMEOUT_SECONDS = 5.0
+BACKOFF_SECONDS_MAX = 60.0
+ALERTS_PER_POST_MAX = 100
+INCIDENTS_MAX = 1000
+ENDED_SECONDS_MAX = 3600.0
+"""The end of an alert is told to an address that was away for up to this long; by then it has ended there by itself."""
+
+Post = Callable[[str, str, list[dict[str, Any]]], None]
+"""Delivers (address, bearer token, alerts); raises DeliveryError, or DeliveryRefused where trying again cannot help."""
+
+log = logging.getLogger(__name__)
+
+
+def post(address: str, token: str, alerts: list[dict[str, Any]]) -> None:
+    """POST alerts to one Alertmanager."""
+    headers = {"Content-Type": "application/json", "User-Agent": "instep"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    request = urllib.request.Request(
+        f"{address.rstrip('/')}/api/v2/alerts", json.dumps(alerts).encode(), headers, method="POST"
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+            response.read(65_536)
+    except urllib.error.HTTPError as error:
+        with error:
+            said = error.read(2_000).decode("utf-8", "replace").strip()
+        kind = DeliveryRefused if error.code in (400, 422) else DeliveryError
+        raise kind(f"Alertmanager at {address} answered {error.code} ({said[:300]}).") from error
+    except (OSError, ValueError) as error:
+        raise DeliveryError(f"Alertmanager at {address} cannot be reached ({error}).") from error
+
+
+@dataclass(slots=True)
+class _Receiver:
+    """One address, and what it was told by this server."""
+
+    address: str
+    told: dict[str, tuple[str, float]] = field(default_factory=dict)
+    """Incident → (digest of its alert without the time it holds, when)."""
+    failures: int = 0
+    next_at: float = 0.0
+    """Not sooner than this (monotonic), after failures."""
+
+    @property
+    def mark(self) -> str:
+        """Names it in receipts."""
+        return "am-" + hashlib.sha256(self.address.encode()).hexdigest()[:12]
+
+
+class Alertmanagers:
+    """Every configured Alertmanager: each is told everything, as its documentation asks."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        store: Store,
+        metrics: Metrics,
+        *,
+        addresses: Sequence[str],
+        token_file: Path | None,
+        resend_seconds: float,
+        page_url: str,
+        runbook_base: str,
+        send: Post = post,
+    ) -> None:
+        self._clock = clock
+        self._store = store
+        self._metrics = metrics
+        self._receivers = [_Receiver(address) for address in addresses]
+        self._token_file = token_file
+        self._resend_seconds = resend_seconds
+        self.page_url = page_url
+        self._runbook_base = runbook_base
+        self._send = send
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while self._receivers:
+            try:
+                await self.look()
+            except Exception:
+                log.exception("A look at the alerts failed.")
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def look(self) -> int:
+        """Send what is due to each address once; return how many alerts were taken."""
+        return sum([await self._serve(receiver) for receiver in self._receivers])
+
+    async def _serve(self, receiver: _Receiver) -> int:
+        now = self._clock.monotonic()
+        due = self._due(receiver, now)
+        self._metrics.alerts_pending.labels(receiver.address).set(len(due))
+        if not due or now < receiver.next_at:
+            return 0
+        error = await self._try(receiver, [body for _row, body, _digest in due])
+        outcome = "failed" if error else "delivered"
+        self._metrics.alerts_sent.labels(receiver.address, outcome).inc(len(due))
+        if error:
+            return 0
+        for row, _body, digest in due:
+            receiver.told[row.id] = (digest, now)
+        self._receipt(receiver, [row for row, _body, _digest in due if row.state in ENDED])
+        self._metrics.alerts_pending.labels(receiver.address).set(0)
+        return len(due)
+
+    def _due(self, receiver: _Receiver, now: float) -> list[tuple[Incident, dict[str, Any], str]]:
+        """Return the alerts that are new to this address, say something else than before, or want to be said again."""
+        realtime, found = self._clock.realtime(), []
+        with self._store.begin() as session:
+            told = incidents.told(session, ended_after=realtime - ENDED_SECONDS_MAX, limit=INCIDENTS_MAX)
+            ended = [row.id for row in told if row.state in ENDED]
+            known = outbox.receipts(session, ended, receiver.mark)
+            rows = [row for row in told if row.id not in known]
+        for row in rows:
+            body = alert(row, now=realtime, page_url=self.page_url, runbook_base=self._runbook_base)
+            digest = _digest(body, row.state)
+            last, at = receiver.told.get(row.id, ("", 0.0))
+            if last != digest or now - at >= self._resend_seconds:
+                found.append((row, body, digest))
+        receiver.told = {row.id: receiver.told[row.id] for row in rows if row.id in receiver.told}
+        return found[:ALERTS_PER_POST_MAX]
+
+    async def _try(self, receiver: _Receiver, alerts: list[dict[str, Any]]) -> str:
+        """Send; return why it failed. What is refused for good counts as said: again would be refused again."""
+        try:
+            await asyncio.to_thread(self._send, receiver.address, self._token(), alerts)
+        except DeliveryRefused as refused:
+            log.error("%s Alertmanager keeps the alerts it understands; the others are not sent again.", refused)
+        except DeliveryError as error:
+            receiver.failures += 1
+            wait = min(2.0 ** (receiver.failures - 1), BACKOFF_SECONDS_MAX) * random.uniform(0.5, 1.0)
+            receiver.next_at = self._clock.monotonic() + wait
+            if receiver.failures == 1:
+                log.warning("%s It is tried again until it answers.", error)
+            return str(error)
+        receiver.failures = 0
+        return ""
+
+    def _token(self) -> str:
+        """Return the bearer token, read anew each time: it may be rotated."""
+        if self._token_file is None:
+            return ""
+        try:
+            return self._token_file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise DeliveryError(f"Cannot read {self._token_file} ({error.strerror}).") from error
+
+    def _receipt(self, receiver: _Receiver, ended: list[Incident]) -> None:
+        """Keep that an address knows of an alert's end."""
+        if not ended:
+            return
+        with self._store.begin() as session:
+            for row in ended:
+                outbox.keep_receipt(session, row.id, receiver.mark, at=self._clock.realtime())
+
+
+def _digest(body: dict[str, Any], state: str) -> str:
+    """Return what an alert says, without the time until which it holds."""
+    said = {name: value for name, value in body.items() if name != "endsAt"} | {"state": state}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,80 @@
+"""Real servers from Debian's packages, for tests: started on free ports, ended with the test.
+
+A missing one is skipped with one sentence on a laptop, and fails the build server's run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+READY_SECONDS_MAX = 60.0
+
+
+def needed(package: str, *commands: str) -> None:
+    """Skip the test, or fail it on the build server, unless every command is there."""
+    missing = [command for command in commands if shutil.which(command) is None]
+    if not missing:
+        return
+    sentence = f"{', '.join(missing)} is missing: apt-get install {package}."
+    if os.environ.get("CI") == "true":
+        pytest.fail(sentence)
+    pytest.skip(sentence)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def process(command: list[str], log: Path, ready_url: str) -> Iterator[subprocess.Popen]:
+    """A server that answers at `ready_url` when the block begins, and is gone when it ends."""
+    with log.open("ab") as output:
+        running = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    try:
+        wait_until_ready(running, ready_url, log)
+        yield running
+    finally:
+        running.terminate()
+        try:
+            running.wait(10)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+
+
+def wait_until_ready(running: subprocess.Popen, url: str, log: Path) -> None:
+    deadline = time.monotonic() + READY_SECONDS_MAX
+    while time.monotonic() < deadline:
+        if running.poll() is not None:
+            pytest.fail(f"{running.args[0]} ended with {running.returncode}: {log.read_text()[-2000:]}")
+        try:
+            with urllib.request.urlopen(url, timeout=1.0) as answer:
+                if answer.status == 200:
+                    return
+        except OSError:
+            time.sleep(0.05)
+    pytest.fail(f"{running.args[0]} did not answer at {url}: {log.read_text()[-2000:]}")
+
+
+@contextmanager
+def alertmanager(folder: Path, configuration: str) -> Iterator[str]:
+    """A real Alertmanager over a configuration; gives its address."""
+    needed("prometheus-alertmanager", "prometheus-alertmanager", "amtool")
+    (folder / "am.yml").write_text(configuration)
+    address = f"127.0.0.1:{free_port()}"
+    command = ["prometheus-alertmanager", f"--config.file={folder / 'am.yml'}", f"--storage.path={folder / 'am'}"]
+    command += [f"--web.listen-address={address}", "--cluster.listen-address="]
+    with process(command, folder / "am.log", f"http://{address}/-/ready"):
+        yield f"http://{address}"
