@@ -18,8 +18,12 @@ WORDS = {"ok": "present", "absent": "absent", "failed": "failing", "stuck": "fai
 
 def ask_all(runner: Runner) -> None:
     """Go on until every source has said something, or has missed its deadline; each deadline bounds this."""
-    while not all(map(_has_said, runner.states)):
-        runner.wait(runner.run_due())
+    while True:
+        wait_seconds = runner.run_due()
+        if all(map(_has_said, runner.states)):
+            break
+        runner.wait(wait_seconds)
+    runner.refresh()
 
 
 def _has_said(state: SourceState) -> bool:

@@ -116,6 +116,10 @@ class Runner:
         due = min(self._next_frame_seconds, self.children.due_seconds(), *(one.next_due_seconds for one in self.states))
         return max(0.0, due - self._clock_seconds())
 
+    def refresh(self) -> None:
+        """Put what was heard since the last frame into the snapshot."""
+        self.snapshot = self._new_snapshot(())
+
     def check_overdue(self) -> None:
         """Say that the source that the loop waits for is over its deadline. Another thread than the loop's calls it."""
         running = self._running

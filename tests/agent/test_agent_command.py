@@ -110,7 +110,7 @@ def test_killed_with_a_full_spool_it_loses_no_event_and_nothing_counts_twice(sta
         said += lines
         with log.open("a") as file:
             file.write("".join(line + "\n" for line in lines))
-        wait_until(lambda last=lines[-1].encode(): last in b"".join(written(spool)))
+        wait_written(spool, lines[-1])
     wait_until(lambda: size_bytes(spool) > 60_000)
     process.kill()
     process.wait()
@@ -124,6 +124,10 @@ def test_killed_with_a_full_spool_it_loses_no_event_and_nothing_counts_twice(sta
     assert [text for text in events if "number" in text] == said, "all of them, in their order, once"
     frames = [(frame.agent_epoch, frame.sequence) for frame in first.frames + second.frames]
     assert len(frames) == len(set(frames))
+
+
+def wait_written(spool, line):
+    wait_until(lambda: line.encode() in b"".join(written(spool)))
 
 
 def size_bytes(spool):

@@ -3,13 +3,13 @@
 import re
 from pathlib import Path
 
+from instep_agent import reference
 from instep_agent.rank_record import CompletedSource, Op, Phase, layout
 from instep_agent.rank_record.identity import RankIdentity
-from instep_agent.runner import SourceState, about
-from instep_agent.sources import all_sources
 
 REFERENCE = Path(__file__).parents[2] / "docs/reference"
 RECORD = (REFERENCE / "rank-record.md").read_text(encoding="utf-8")
+METRICS = (REFERENCE / "agent-metrics.md").read_text(encoding="utf-8")
 WIRE = (REFERENCE / "wire.md").read_text(encoding="utf-8")
 
 
@@ -47,6 +47,18 @@ def test_the_vector_has_the_stated_digest():
 
 def test_every_sample_is_on_the_page():
     folder = Path(__file__).parents[2] / "agent/instep_agent"
-    named = {name for path in folder.rglob("*.py") for name in re.findall(r'"(instep_\w+)"', path.read_text())}
-    named |= {sample.name for sample in about(SourceState(all_sources()[0]))}
-    assert sorted(name for name in named if f"`{name}`" not in WIRE) == []
+    files = [path for path in folder.rglob("*.py") if path.name != "metric.py"]  # whose examples are no metrics
+    named = {name for path in files for name in re.findall(r'"(instep_\w+)"', path.read_text())}
+    assert sorted(name for name in named if f"`{name}`" not in METRICS) == []
+
+
+def test_the_page_of_metrics_is_the_real_one():
+    assert reference.page() == METRICS, "run make docs"
+
+
+def test_every_event_of_the_agent_itself_is_on_the_page():
+    for name in ("runner.py", "sources/kernel_log.py"):
+        text = (Path(reference.__file__).parent / name).read_text(encoding="utf-8")
+        kinds = re.findall(r'(?:_fact\(|_say\(state, |Fact\(\s*|kind = |else )"([a-z]+_[a-z_]+)"', text)
+        assert kinds
+        assert [kind for kind in kinds if f"| `{kind}` |" not in WIRE] == []

@@ -1,6 +1,8 @@
 """The loop: who is asked when, what a failure does, and what leaves at once."""
 
+import math
 import struct
+from itertools import pairwise
 
 import pytest
 from instep_agent.errors import Absent, SourceFailed
@@ -176,6 +178,118 @@ def test_series_are_bounded(tmp_path):
     agent = Agent(tmp_path, Scripted("wide", 1.0, *many))
     agent.after(0)
     assert len(agent.dictionaries[0].series) == SERIES_MAX
+
+
+def test_a_sample_that_its_source_does_not_state_is_dropped_and_said_once(tmp_path, caplog):
+    agent = Agent(tmp_path, Scripted("a", 1.0, Sample(name="y_bytes", labels=(), value=3.0)))
+    agent.after(0)
+    agent.after(1)
+    assert ("y_bytes", ()) not in agent.values()
+    assert caplog.text.count("does not state the metric y_bytes") == 1
+
+
+def test_a_slow_source_is_no_new_reading_in_every_frame_and_keeps_its_place(tmp_path):
+    slow = Scripted("slow", 3.0, Sample(name="x_bytes", labels=(), value=3.0))
+    agent = Agent(tmp_path, slow)
+    for _ in range(4):
+        agent.after(1)
+    shown = [agent.values(at)["x_bytes", ()] for at in range(4)]
+    assert (shown[0], shown[3]) == (3.0, 3.0)
+    assert all(map(math.isnan, shown[1:3]))
+    assert len({dictionary.hash for dictionary in agent.dictionaries}) == 1
+    assert agent.runner.snapshot.samples[0].value == 3.0, "the page shows the last reading"
+
+
+def test_a_failed_source_leaves_nothing_old_behind(tmp_path, caplog):
+    source = Scripted("a", 1.0, Sample(name="x_bytes", labels=(), value=3.0))
+    agent = Agent(tmp_path, source)
+    agent.after(0)
+    source.says = [SourceFailed("Cannot read it.")]
+    agent.after(1)
+    assert math.isnan(agent.values()["x_bytes", ()])
+    assert "x_bytes" not in {sample.name for sample in agent.runner.snapshot.samples}
+
+
+def test_the_three_outcomes_are_three_states(tmp_path, caplog):
+    says = {"fine": [], "absent": [Absent("No.")], "failed": [SourceFailed("No.")]}
+    agent = Agent(tmp_path, *[Scripted(name, 1.0, *said) for name, said in says.items()])
+    agent.after(0)
+    values = agent.values()
+    found = {name: values["instep_agent_source_state", (("source", name),)] for name in says}
+    assert found == {"fine": 0.0, "absent": 1.0, "failed": 2.0}
+
+
+class Slow(Scripted):
+    """A source in the agent's own thread that takes `takes_seconds` of the agent's clock."""
+
+    takes_seconds, agent, meanwhile = 0.0, None, None
+
+    def collect(self, node):
+        self.agent.clock.seconds += self.takes_seconds
+        if self.meanwhile:
+            self.meanwhile()
+        return super().collect(node)
+
+
+def test_a_source_that_does_not_come_back_is_said_while_it_lasts(tmp_path, caplog):
+    slow = Slow("disk", 1.0)
+    agent = slow.agent = Agent(tmp_path, slow)
+    slow.takes_seconds = 4.0
+    seen = []
+
+    def look():
+        for _ in range(2):
+            agent.runner.check_overdue()
+        seen.extend(event.kind for frame in agent.frames for event in frame.events)
+        samples = {(one.name, one.labels): one.value for one in agent.runner.snapshot.samples}
+        assert samples["instep_agent_source_success", (("source", "disk"),)] == 0.0
+
+    slow.meanwhile = look
+    agent.after(0)
+    assert seen == ["source_slow"], "before it came back, and once"
+    slow.takes_seconds, slow.meanwhile = 0.0, None
+    agent.after(1)
+    assert [event.kind for frame in agent.frames for event in frame.events][-1] == "source_recovered"
+
+
+def test_a_source_within_its_deadline_is_not_slow(tmp_path):
+    slow = Slow("disk", 1.0)
+    agent = slow.agent = Agent(tmp_path, slow)
+    slow.takes_seconds, slow.meanwhile = 0.9, agent.runner.check_overdue
+    agent.after(0)
+    agent.after(1)
+    assert [event for frame in agent.frames for event in frame.events] == []
+
+
+def test_slow_sources_hold_the_kernel_log_up_by_one_of_them_at_most(tmp_path):
+    log = Scripted("kernel_log", 0.1)
+    others = [Slow(f"slow-{n}", 10.0) for n in range(5)]
+    agent = Agent(tmp_path, log, *others)
+    asked_at = []
+
+    def asked(node, collect=log.collect):
+        asked_at.append(agent.clock.seconds)
+        return collect(node)
+
+    log.collect = asked
+    for one in others:
+        one.agent, one.takes_seconds = agent, 0.3
+    agent.after(0)
+    waits = [later - earlier for earlier, later in pairwise(asked_at)]
+    assert len(asked_at) == 6
+    assert max(waits) == pytest.approx(0.3), "the longest turn, not the sum of them"
+
+
+def test_a_fact_does_not_wait_for_slow_sources(tmp_path):
+    slow = Slow("slow", 10.0)
+    agent = slow.agent = Agent(tmp_path, Scripted("kernel_log", 0.1, fact("NVRM: Xid")), slow, Slow("slower", 10.0))
+    agent.runner.states[2].source.agent = agent
+    slow.takes_seconds = 0.3
+    seen = []
+    agent.runner.states[2].source.meanwhile = lambda: seen.extend(agent.frames)
+    agent.after(0)
+    assert [event.text for frame in seen for event in frame.events][:1] == ["NVRM: Xid"]
+    assert seen[0].values == b"", "values wait for the tick"
 
 
 def test_a_kernel_record_keeps_its_id_over_a_restart_of_the_agent(tmp_path):

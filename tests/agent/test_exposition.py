@@ -1,0 +1,199 @@
+"""The agent's page: its text, its bounds, the second names, and what promtool says of it."""
+
+import os
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from fake_accelerator import FakeAccelerator
+from hypothesis import given
+from hypothesis import strategies as st
+from instep_agent.exposition import Exposition
+from instep_agent.metric import counter, gauge
+from instep_agent.page import Page
+from instep_agent.runner import Runner, Snapshot
+from instep_agent.sources import all_sources
+from instep_agent.sources.gpu_inventory import GpuInventory
+from instep_agent.sources.host import Host
+from instep_agent.sources.kernel_log import KernelLog
+from instep_agent.sources.rank_records import RankRecords
+from instep_agent.uplink import UPLINK_METRICS
+from instep_agent.wire import GpuReport, RankReport, Sample
+from made_nodes import RECORDED, Clock, node_at
+from prometheus_client.parser import text_string_to_metric_families
+
+TEMPERATURE = gauge("instep_x_celsius", "Temperature.", alias="DCGM_FI_DEV_GPU_TEMP")
+UTIL = gauge("instep_x_busy_ratio", "Busy.", alias="DCGM_FI_DEV_GPU_UTIL", alias_scale=100.0)
+ERRORS = counter("instep_x_errors_total", 'Errors \\ of a "thing".')
+HIDDEN = gauge("instep_x_hidden_bytes", "Only in frames.", is_on_page=False)
+
+
+def sample(name, value=1.0, **labels):
+    return Sample(name=name, labels=tuple(labels.items()), value=value)
+
+
+def lines(page, *samples, **parts):
+    text = page.render(Snapshot(samples=samples, **parts)).decode()
+    return [line for line in text.splitlines() if not line.startswith(("instep_agent_page", "#"))]
+
+
+def parsed(text):
+    return {
+        (one.name, tuple(sorted(one.labels.items()))): one.value
+        for family in text_string_to_metric_families(text)
+        for one in family.samples
+    }
+
+
+def test_every_family_has_its_help_and_type():
+    text = Page([ERRORS]).render(Snapshot(samples=(sample(ERRORS.name, 3.0, port="1"),))).decode()
+    assert '# HELP instep_x_errors_total Errors \\\\ of a "thing".\n' in text
+    assert "# TYPE instep_x_errors_total counter\n" in text
+    assert 'instep_x_errors_total{port="1"} 3.0\n' in text
+
+
+def test_what_is_for_frames_only_or_no_reading_is_not_shown():
+    page = Page([HIDDEN, ERRORS])
+    assert lines(page, sample(HIDDEN.name), sample(ERRORS.name, float("nan")), sample("instep_of_nobody")) == []
+
+
+def test_a_second_name_has_the_labels_that_dashboards_know():
+    gpu = GpuReport(index=3, uuid="GPU-1", pci="0000:3b:00")
+    page = Page([TEMPERATURE, UTIL], node="node-a")
+    samples = sample(TEMPERATURE.name, 41.0, gpu="3"), sample(UTIL.name, 0.5, gpu="3")
+    shown = parsed("\n".join(lines(page, *samples, gpus=(gpu,))))
+    labels = (
+        ("Hostname", "node-a"),
+        ("UUID", "GPU-1"),
+        ("device", "nvidia3"),
+        ("gpu", "3"),
+        ("pci_bus_id", "0000:3b:00"),
+    )
+    assert shown == {
+        ("instep_x_celsius", (("gpu", "3"),)): 41.0,
+        ("instep_x_busy_ratio", (("gpu", "3"),)): 0.5,
+        ("DCGM_FI_DEV_GPU_TEMP", labels): 41.0,
+        ("DCGM_FI_DEV_GPU_UTIL", labels): 50.0,
+    }
+
+
+def test_second_names_can_be_left_out():
+    assert lines(Page([TEMPERATURE], dcgm_names=False), sample(TEMPERATURE.name, gpu="3")) == [
+        'instep_x_celsius{gpu="3"} 1.0'
+    ]
+
+
+def test_too_many_series_are_left_out_from_the_end_and_counted():
+    page = Page([ERRORS, TEMPERATURE], series_max=6)
+    many = [each for n in "0123" for each in (sample(TEMPERATURE.name, gpu=n), sample(ERRORS.name, port=n))]
+    text = page.render(Snapshot(samples=tuple(many))).decode()
+    assert text.count("instep_x_errors_total{") == 4, "stated first"
+    assert text.count("instep_x_celsius{") == 1, "after the page's own series"
+    assert "DCGM" not in text
+    assert "instep_agent_page_series_dropped 7.0\n" in text
+
+
+def test_only_the_newest_attempt_of_a_rank_is_shown():
+    ranks = [
+        RankReport(
+            job="j", run="r", attempt=n, rank=0, local_rank=0, world_size=1, pid=1, node="n", step=n, phase="forward"
+        )
+        for n in (2, 1)
+    ]
+    shown = lines(Page([]), ranks=tuple(ranks))
+    assert shown == [
+        'instep_rank_step{job="j",rank="0"} 2.0',
+        'instep_rank_heartbeat_age_seconds{job="j",rank="0"} 0.0',
+        'instep_rank_phase{job="j",phase="forward",rank="0"} 1.0',
+    ]
+
+
+def test_a_loop_that_is_held_up_shows():
+    text = Page([], clock_seconds=lambda: 107.5).render(Snapshot(made_at_seconds=100.0)).decode()
+    assert "instep_agent_page_age_seconds 7.5\n" in text
+
+
+@given(st.dictionaries(st.text(max_size=20), st.floats(allow_nan=False), max_size=20))
+def test_whatever_a_label_holds_the_page_reads_back(found):
+    samples = tuple(sample(ERRORS.name, value, port=port) for port, value in found.items())
+    shown = parsed(Page([ERRORS]).render(Snapshot(samples=samples)).decode())
+    assert {key[1][0][1]: value for key, value in shown.items() if key[0] == ERRORS.name} == found
+
+
+def test_an_accelerator_in_a_child_reaches_the_page(tmp_path):
+    clock = Clock()
+    source = FakeAccelerator(tmp_path / "fake")
+    runner = Runner(node_at(tmp_path, clock), [source], lambda *_: None, clock_seconds=lambda: clock.seconds)
+    try:
+        runner.run_due()
+        while runner.states[0].turns_total < 1:
+            runner.wait(20)
+            runner.run_due()
+        clock.seconds += 1
+        runner.run_due()
+        shown = lines(Page(source.metrics, node="n"), *runner.snapshot.samples)
+    finally:
+        runner.close()
+    assert 'instep_fake_temperature_celsius{device="3"} 41.0' in shown
+    assert 'DCGM_FI_DEV_GPU_TEMP{Hostname="n",device="3"} 41.0' in shown
+    assert 'instep_agent_source_success{source="fake_state"} 1.0' in shown
+
+
+def test_there_is_one_page(tmp_path):
+    exposition = Exposition("127.0.0.1:0", lambda: b"instep_up 1\n")
+    try:
+        url = f"http://127.0.0.1:{exposition.port}"
+        with urllib.request.urlopen(f"{url}/metrics?x=1", timeout=5) as answer:
+            assert answer.read() == b"instep_up 1\n"
+            assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        with pytest.raises(urllib.error.HTTPError, match="404") as refused:
+            urllib.request.urlopen(url, timeout=5)
+        refused.value.close()
+    finally:
+        exposition.close()
+
+
+def promtool():
+    """Where promtool is. Missing it is a failure where the tests must all run."""
+    found = shutil.which("promtool")
+    if found is None and os.environ.get("CI") == "true":
+        pytest.fail("promtool is not installed: install Debian's package prometheus")
+    if found is None:
+        pytest.skip("needs promtool (Debian's package prometheus)")
+    return found
+
+
+def test_promtool_has_nothing_to_say_about_any_metric():
+    """Every metric that is stated, with a value, whether this node has it or not."""
+    program = promtool()
+    sources = all_sources()
+    metrics = [*UPLINK_METRICS, *(metric for source in sources for metric in source.metrics)]
+    page = Page(metrics, node="n", dcgm_names=False)
+    everything = {**page._metrics}
+    samples = tuple(sample(name, 1.0) for name in everything)
+    checked = subprocess.run(
+        [program, "check", "metrics"],
+        input=page.render(Snapshot(samples=samples)),
+        capture_output=True,
+        timeout=60,
+    )
+    said = [line for line in (checked.stdout + checked.stderr).decode().splitlines() if line.startswith("instep_")]
+    assert said == []
+
+
+def test_the_page_of_a_recorded_node_is_the_one_that_was_recorded(tmp_path):
+    """Rewrite it with INSTEP_REWRITE=1."""
+    golden = Path(__file__).parent / "sources/recorded/a100.metrics"
+    node = node_at(RECORDED / "a100", record_root=tmp_path)
+    sources = [KernelLog(), RankRecords(), GpuInventory(), Host()]
+    runner = Runner(node, sources, lambda *_: None, clock_seconds=lambda: 5.0)
+    runner.run_due()
+    page = Page([metric for source in sources for metric in source.metrics], node="node-a", clock_seconds=lambda: 5.0)
+    text = page.render(runner.snapshot).decode()
+    kept = "".join(line for line in text.splitlines(keepends=True) if "source_duration_seconds{" not in line)
+    if os.environ.get("INSTEP_REWRITE"):
+        golden.write_text(kept)
+    assert kept == golden.read_text()
