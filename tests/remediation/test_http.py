@@ -6,8 +6,7 @@ import httpx
 import msgspec
 import pytest
 from instep_agent.wire import Dictionary
-from instep_remediation.server.api import control_routes, health_routes, incident_routes, job_routes
-from instep_remediation.server.page import page_routes
+from instep_remediation.server.app import make_api
 
 from tests.remediation.bench import play, server
 from tests.remediation.fake_job import FakeJob
@@ -20,14 +19,20 @@ TOKENS = {
 }
 
 
+def flat(routes):
+    """Every route, those of included routers too."""
+    for route in routes:
+        inner = getattr(route, "original_router", None)
+        yield from flat(inner.routes) if inner is not None else [route]
+
+
 def every_route(runtime):
-    routers = [make(runtime) for make in (control_routes, health_routes, incident_routes, job_routes, page_routes)]
     routes = [
-        (method, route.path.replace("{id}", "1").replace("{run}", "run-1"))
-        for router in routers
-        for route in router.routes
+        (method, route.path.replace("{id}", "1").replace("{run}", "run-1").replace("{node}", "node-a"))
+        for route in flat(make_api(runtime).routes)
         for method in route.methods
     ]
+    assert len(routes) > 30
     return sorted({*routes, *INGEST, ("GET", "/api/v1/openapi.json"), ("GET", "/docs"), ("PUT", "/nowhere")})
 
 

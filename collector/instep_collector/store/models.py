@@ -250,13 +250,12 @@ class Answer(Base):
     """The answer to one change that carried an `Idempotency-Key`: the same asking gets it again."""
 
     __tablename__ = "answers"
-    actor: Mapped[str] = mapped_column(NAME, primary_key=True)
+    token_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
     key: Mapped[str] = mapped_column(NAME, primary_key=True)
     request_sha256: Mapped[str] = mapped_column(String(64))
     """Of method, path and body."""
     status: Mapped[int]
     body: Mapped[dict[str, Any]]
-    etag: Mapped[str] = mapped_column(String(80))
     at: Mapped[float] = mapped_column(index=True)
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
 from instep_collector.ingest import Application, ingest_application
 
-from instep_remediation.server.api import control_routes, health_routes, incident_routes, job_routes
+from instep_remediation.server.api import incident_routes, job_routes, plan_routes, policy_routes
+from instep_remediation.server.changes import change_routes
+from instep_remediation.server.control_api import control_routes, health_routes
 from instep_remediation.server.gate import Gate
+from instep_remediation.server.openapi import describe_api
 from instep_remediation.server.page import page_routes
+from instep_remediation.server.problems import add_problem_handlers
 from instep_remediation.server.runtime import Runtime
 
 
@@ -41,15 +43,15 @@ def make_api(runtime: Runtime, *, is_watching: bool = True) -> FastAPI:
         health_routes(runtime),
         job_routes(runtime),
         incident_routes(runtime),
+        plan_routes(runtime),
+        policy_routes(runtime),
+        change_routes(runtime),
         page_routes(runtime),
     ):
         app.include_router(router)
 
-    @app.exception_handler(RequestValidationError)
-    async def refuse_parameters(_request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        return JSONResponse({"detail": f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}."}, 400)
-
+    add_problem_handlers(app)
+    app.openapi = lambda: describe_api(app)  # type: ignore[method-assign]
     return app
 
 

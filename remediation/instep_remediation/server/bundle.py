@@ -14,7 +14,7 @@ from instep_diagnosis.codec import from_builtins
 from instep_diagnosis.files.bundle import packed
 from sqlalchemy.orm import Session
 
-from instep_remediation.server.views import incident_view, plan_view
+from instep_remediation.server.views import incident_view, plan_answer
 from instep_remediation.verdict_json import verdict_from_json
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -22,7 +22,7 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 
 def incident_bundle(session: Session, row: Incident, *, runbook_base: str) -> bytes:
     """Return the zip. `instep diagnose bundle` comes to the same verdict from it, where a verdict was drawn here."""
-    made = [plan_view(plan, list(plans.actions(session, plan.id))) for plan in plans.of_incident(session, row.id)]
+    made = [plan_answer(session, plan) for plan in plans.of_incident(session, row.id)]
     files: dict[str, Any] = {"incident.json": incident_view(row, runbook_base=runbook_base), "plans.json": made}
     out = io.BytesIO()
     if row.verdict and row.evidence:

@@ -5,18 +5,26 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections import OrderedDict
+from collections.abc import MutableMapping
 from http.cookies import CookieError, SimpleCookie
+from typing import Any
 
 from instep_collector.clock import Clock
-from instep_collector.ingest import Application, Receive, Send, answer, refuse
+from instep_collector.errors import Refused
+from instep_collector.ingest import Application, Receive, Send, answer, read_body, refuse
 from instep_collector.ingest import Scope as AsgiScope
 from instep_collector.tokens import Principal, Scope, TokenBook
+
+from instep_remediation.server.problems import MEDIA_TYPE, problem_bytes
 
 COOKIE = "instep_session"
 SESSION_SECONDS = 12 * 3600.0
 SESSIONS_MAX = 1000
 LINKS_MAX = 100
 OPEN = ("/healthz", "/readyz")
+CHANGING = ("POST", "PUT", "PATCH", "DELETE")
+BODY_BYTES_MAX = 64 * 1024
+"""Of a change under /api; a reason has 1000 characters at most."""
 PAGE_HEADERS = ((b"content-type", b"text/plain; charset=utf-8"),)
 
 
@@ -30,8 +38,10 @@ def required_scope(method: str, path: str) -> Scope:
         return Scope.AGENT
     if path in ("/", "/metrics", "/api/v1/page-links") or path.startswith("/incidents/"):
         return Scope.VIEW
+    if path == "/api/v1/breaker/reset" and method == "POST":
+        return Scope.ADMIN
     if path.startswith("/api/"):
-        return Scope.VIEW if method in ("GET", "HEAD") else Scope.OPERATE
+        return Scope.OPERATE if method in CHANGING else Scope.VIEW
     return Scope.ADMIN
 
 
@@ -115,15 +125,33 @@ class Gate:
         if principal is None:
             await self._unknown(path, send)
         elif not principal.may(required_scope(method, path)):
-            await refuse(
+            await _refuse(
                 send,
+                path,
                 403,
                 f"This needs a token of scope {required_scope(method, path)}: "
                 f"{principal.name} has {', '.join(sorted(principal.scopes))}.",
             )
+        elif path.startswith("/api/"):
+            scope["instep.principal"] = principal
+            await self._api(scope, receive, send)
         else:
             scope["instep.principal"] = principal
             await (self._ingest if path.startswith("/ingest/") else self._rest)(scope, receive, send)
+
+    async def _api(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Pass a request to the API with its whole body, which is small."""
+        try:
+            body = await read_body(scope, receive, BODY_BYTES_MAX)
+        except Refused as refused:
+            await _refuse(send, scope["path"], refused.status, refused.detail)
+            return
+        whole: list[MutableMapping[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def again() -> MutableMapping[str, Any]:
+            return whole.pop() if whole else await receive()
+
+        await self._rest(scope, again, send)
 
     async def _redeem(self, secret: str, send: Send) -> None:
         session = self._sessions.redeem(secret)
@@ -161,4 +189,15 @@ class Gate:
                 PAGE_HEADERS,
             )
         else:
-            await refuse(send, 401, "A known token is needed: send it as Authorization: Bearer TOKEN.")
+            await _refuse(send, path, 401, "A known token is needed: send it as Authorization: Bearer TOKEN.")
+
+
+async def _refuse(send: Send, path: str, status: int, detail: str) -> None:
+    """Refuse a request: under /api with a problem, elsewhere with `{"detail": "One sentence."}`."""
+    if not path.startswith("/api/"):
+        await refuse(send, status, detail)
+        return
+    headers = [(b"content-type", MEDIA_TYPE.encode())]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await answer(send, status, problem_bytes(status, detail, path), tuple(headers))

@@ -22,7 +22,7 @@ from instep_collector.intake import Intake
 from instep_collector.journal import Journal
 from instep_collector.metrics import Metrics
 from instep_collector.registry import Registry
-from instep_collector.store import incidents, jobs, nodes, outbox, plans
+from instep_collector.store import answers, incidents, jobs, nodes, outbox, plans
 from instep_collector.store.engine import Store
 from instep_collector.tokens import TokenBook, admin_entry, read_or_make_token, read_token
 from instep_collector.watch import Watch, WatchSettings
@@ -174,6 +174,7 @@ class Runtime:
             incidents.prune(session, before=before)
             jobs.prune(session, before=before)
             plans.prune(session, before=before)
+            answers.prune(session, before=self.clock.realtime() - answers.KEEP_SECONDS)
 
     async def _sync_journal(self) -> None:
         while True:

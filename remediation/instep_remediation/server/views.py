@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from instep_collector.registry import NodeState, Registry, RunState
-from instep_collector.store.models import ActionRow, Attempt, Incident, Node, OrderRow, PlanRow
+from instep_collector.store import plans, steps
+from instep_collector.store.models import (
+    ActionRow,
+    Attempt,
+    Audit,
+    Breaker,
+    Cordon,
+    Incident,
+    Node,
+    OrderRow,
+    PlanRow,
+    StepRow,
+)
 from instep_diagnosis.detectors.work import own_seconds
+from sqlalchemy.orm import Session
 
 from instep_remediation.advice import next_steps, runbook
 from instep_remediation.alerts.message import moment
+from instep_remediation.node_executor import Step
 from instep_remediation.verdict_json import verdict_from_json
 
 MOMENTS = ("onset", "alarm", "verdict", "ordered", "restarted", "step_kept", "resolved")
@@ -46,6 +61,10 @@ def incident_view(row: Incident, *, runbook_base: str) -> dict[str, Any]:
         "step_kept": row.step_kept,
         "opened_at": moment(row.opened_at),
         "merged_into": row.merged_into,
+        "acknowledged_at": moment(row.acknowledged_at),
+        "acknowledged_by": row.acknowledged_by,
+        "acknowledgement": row.acknowledgement,
+        "version": row.version,
         "timeline": timeline(row),
         "latencies": latencies(row),
     }
@@ -69,8 +88,14 @@ def latencies(row: Incident) -> dict[str, float | None]:
     }
 
 
-def plan_view(row: PlanRow, actions: list[ActionRow]) -> dict[str, Any]:
-    """Return one plan with its actions."""
+def plan_answer(session: Session, row: PlanRow) -> dict[str, Any]:
+    """Return one plan with its actions and steps, as they stand in the caller's session."""
+    session.flush()
+    return plan_view(row, list(plans.actions(session, row.id)), list(steps.of_plan(session, row.id)))
+
+
+def plan_view(row: PlanRow, actions: list[ActionRow], made: Sequence[StepRow] = ()) -> dict[str, Any]:
+    """Return one plan with its actions and their steps."""
     return {
         "id": row.id,
         "incident": row.incident,
@@ -82,6 +107,11 @@ def plan_view(row: PlanRow, actions: list[ActionRow]) -> dict[str, Any]:
         "text": row.text,
         "created_at": moment(row.created_at),
         "ended_at": moment(row.ended_at),
+        "decided_at": moment(row.decided_at),
+        "decided_by": row.decided_by,
+        "decision": row.decision,
+        "is_automatic": row.is_automatic,
+        "version": row.version,
         "actions": [
             {
                 "position": action.position,
@@ -89,9 +119,63 @@ def plan_view(row: PlanRow, actions: list[ActionRow]) -> dict[str, Any]:
                 "arguments": action.arguments,
                 "state": action.state,
                 "detail": action.detail,
+                "started_at": moment(action.started_at),
+                "ended_at": moment(action.ended_at),
+                "steps": [step_view(step) for step in made if step.position == action.position],
             }
             for action in actions
         ],
+    }
+
+
+def step_view(row: StepRow) -> dict[str, Any]:
+    """Return one step as the journal has it."""
+    return {
+        "step": row.step,
+        "name": row.name,
+        "node": row.node,
+        "state": row.state,
+        "detail": row.detail,
+        "tries": row.tries,
+        "started_at": moment(row.started_at),
+        "ended_at": moment(row.ended_at),
+    }
+
+
+def planned_step_view(position: int, step: Step) -> dict[str, Any]:
+    """Return one step as it would be carried out."""
+    return {
+        "position": position,
+        "name": step.name,
+        "node": step.node,
+        "mark": step.mark,
+        "arguments": step.arguments,
+        "text": step.describe(),
+    }
+
+
+def audit_view(row: Audit) -> dict[str, Any]:
+    """Return one audit line."""
+    return {
+        "id": row.id,
+        "at": moment(row.at),
+        "actor": row.actor,
+        "action": row.action,
+        "subject": row.subject,
+        "reason": row.reason,
+    }
+
+
+def breaker_view(row: Breaker, failures_max: int) -> dict[str, Any]:
+    """Return the breaker."""
+    return {
+        "is_open": row.opened_at is not None,
+        "failures": row.failures,
+        "failures_max": failures_max,
+        "opened_at": moment(row.opened_at),
+        "reason": row.reason,
+        "reset_at": moment(row.reset_at),
+        "reset_by": row.reset_by,
     }
 
 
@@ -113,7 +197,7 @@ def order_view(row: OrderRow) -> dict[str, Any]:
     }
 
 
-def node_view(row: Node, live: NodeState | None, now: float) -> dict[str, Any]:
+def node_view(row: Node, live: NodeState | None, now: float, cordon: Cordon | None = None) -> dict[str, Any]:
     """Return one node; `heard_age_seconds` is None when its agent was not heard of since the server started."""
     return {
         "node": row.node,
@@ -123,6 +207,8 @@ def node_view(row: Node, live: NodeState | None, now: float) -> dict[str, Any]:
         "first_seen_at": moment(row.first_seen_at),
         "last_seen_at": moment(row.last_seen_at),
         "heard_age_seconds": None if live is None else round(max(0.0, now - live.heard_at), 3),
+        "cordoned": cordon
+        and {"plan": cordon.plan, "actor": cordon.actor, "reason": cordon.reason, "since": moment(cordon.at)},
     }
 
 

@@ -62,13 +62,12 @@ def upgrade() -> None:
     )
     op.create_table(
         "answers",
-        sa.Column("actor", sa.String(length=200), nullable=False),
+        sa.Column("token_sha256", sa.String(length=64), nullable=False),
         sa.Column("key", sa.String(length=200), nullable=False),
         sa.Column("request_sha256", sa.String(length=64), nullable=False),
         sa.Column("status", sa.Integer(), nullable=False),
         sa.Column("body", sa.JSON(), nullable=False),
-        sa.Column("etag", sa.String(length=80), nullable=False),
         sa.Column("at", sa.Double(), nullable=False),
-        sa.PrimaryKeyConstraint("actor", "key"),
+        sa.PrimaryKeyConstraint("token_sha256", "key"),
     )
     op.create_index(op.f("ix_answers_at"), "answers", ["at"])
