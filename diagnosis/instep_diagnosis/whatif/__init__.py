@@ -1,0 +1,1 @@
+"""What-if analysis of recorded training traces: arrays in, slowdowns out."""
