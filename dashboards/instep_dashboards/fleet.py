@@ -7,6 +7,7 @@ from instep_dashboards.panels import Board, Panel, Query, Row, Shape, Unit
 SERVER = "guide/server.md"
 ALERTS = "guide/dashboards.md"
 RUNBOOKS = "README.md#when-something-fires"
+GPU = "runbooks/gpu-fault.md"
 
 NOW = Row(
     "Now",
@@ -178,6 +179,98 @@ NODES = Row(
     ),
 )
 
+GPUS = Row(
+    "GPUs",
+    (
+        Panel(
+            "GPUs lost",
+            "GPUs that the driver lost or does not let anybody read. Worry from the first: its job fails or hangs.",
+            (Query("sum by (instance) (instep_gpu_is_lost)", "{{instance}}"),),
+            docs=GPU,
+            red_from=1,
+        ),
+        Panel(
+            "Xid and other events",
+            "What GPUs reported since their agents started, by type. One Xid may be the program's own fault; worry "
+            "when a GPU speaks often. The meaning of each number is in `instep catalogue`.",
+            (Query("topk(8, sum by (instance, type) (instep_gpu_events_total))", "{{instance}} {{type}}"),),
+            docs=GPU,
+        ),
+        Panel(
+            "Clocks held back",
+            "GPUs whose clocks are held by heat, by the board or by its power supply. Worry when one GPU of a job is "
+            "among them: its rank will be the slow one.",
+            (
+                Query(
+                    'sum by (reason) (instep_gpu_clock_reason{reason=~"hardware_.*|software_thermal|reliability"})',
+                    "{{reason}}",
+                ),
+            ),
+            docs="runbooks/straggler.md",
+            orange_from=1,
+        ),
+        Panel(
+            "Temperature",
+            "The eight hottest GPUs. What is too hot differs by model: look at the next graph.",
+            (Query("topk(8, max by (instance, gpu) (instep_gpu_temperature_celsius))", "{{instance}} GPU {{gpu}}"),),
+            docs=GPU,
+            unit=Unit.CELSIUS,
+        ),
+        Panel(
+            "Degrees left to slowdown",
+            "The eight GPUs that are nearest to being slowed down by heat. Worry at 0.",
+            (
+                Query(
+                    "bottomk(8, min by (instance, gpu) (instep_gpu_temperature_margin_celsius))",
+                    "{{instance}} GPU {{gpu}}",
+                ),
+            ),
+            docs=GPU,
+            unit=Unit.CELSIUS,
+        ),
+        Panel(
+            "Power",
+            "The eight GPUs that draw least. In a job that works in step all draw about the same; one that draws less "
+            "waits, or is held back.",
+            (Query("bottomk(8, max by (instance, gpu) (instep_gpu_power_watts))", "{{instance}} GPU {{gpu}}"),),
+            docs="runbooks/straggler.md",
+            unit=Unit.WATT,
+        ),
+        Panel(
+            "Busy",
+            "Share of time that any kernel ran: the eight least busy. A GPU that waits in a collective is busy as "
+            "well, so a hang shows as 100 %.",
+            (
+                Query(
+                    "bottomk(8, max by (instance, gpu) (instep_gpu_utilization_ratio))", "{{instance}} GPU {{gpu}}"
+                ),
+            ),
+            docs="runbooks/hang.md",
+            unit=Unit.RATIO,
+        ),
+        Panel(
+            "Uncorrected memory errors",
+            "Since the driver was loaded, the eight GPUs with most. Worry from the first: the program that hit it "
+            "ended, and the GPU may need a reset.",
+            (
+                Query(
+                    "topk(8, max by (instance, gpu) (instep_gpu_ecc_uncorrected_volatile_total))",
+                    "{{instance}} GPU {{gpu}}",
+                ),
+            ),
+            docs=GPU,
+            red_from=1,
+        ),
+        Panel(
+            "Waiting for a reset",
+            "GPUs with memory rows that are taken out of use at the next reset. Plan one when the node is free.",
+            (Query("sum by (instance) (instep_gpu_row_remap_is_pending)", "{{instance}}"),),
+            docs=GPU,
+            orange_from=1,
+        ),
+    ),
+)
+
 HEALTH = Row(
     "The server itself",
     (
@@ -249,5 +342,5 @@ FLEET = Board(
     uid="instep-fleet",
     title="Instep / Fleet",
     description="Every job and node that Instep sees: what needs somebody now, and whether the server can be trusted.",
-    rows=(NOW, INCIDENTS, NODES, HEALTH),
+    rows=(NOW, INCIDENTS, NODES, GPUS, HEALTH),
 )

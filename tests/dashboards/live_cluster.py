@@ -20,28 +20,34 @@ import yaml
 from instep.local.cluster import LocalCluster, free_port
 from instep.local.processes import Processes, Started, tail
 
-NODES = ("node-a", "node-b", "node-c")
+from tests.agent.nvml.nvml_scenario import Scenario
+
+NODES = ("node-a", "node-b", "node-c", "node-d")
+"""The job runs on the first two; the third falls silent; the fourth has GPUs, where their stand-in can be built."""
 GPUS = {"node-a": ("0000:1b:00",), "node-b": ("0000:43:00",)}
 JOB, RUN = "gpt", "run-1"
 WAIT_SECONDS_MAX = 120.0
 
 
 class MoreOptions(Processes):
-    """Gives some processes more options than the demo does, by their name."""
+    """Gives some processes more options and variables than the demo does, by their name."""
 
-    def __init__(self, *arguments: Any, more: dict[str, list[str]]) -> None:
+    def __init__(self, *arguments: Any, more: dict[str, list[str]], variables: dict[str, dict[str, str]]) -> None:
         super().__init__(*arguments)
-        self._more = more
+        self._more, self._variables = more, variables
 
     def start(self, name: str, *arguments: str, output: int | None = None, **variables: str) -> Started:
+        variables |= self._variables.get(name, {})
         return super().start(name, *arguments, *self._more.get(name, ()), output=output, **variables)
 
 
 class Watched:
     """The cluster, and a Prometheus that scrapes it every second."""
 
-    def __init__(self, cluster: LocalCluster, agents: dict[str, int], prometheus: str) -> None:
-        self.cluster, self.agents = cluster, agents
+    def __init__(
+        self, cluster: LocalCluster, agents: dict[str, int], prometheus: str, scenario: Scenario | None
+    ) -> None:
+        self.cluster, self.agents, self.scenario = cluster, agents, scenario
         self.began_at = time.time()
         self.port = free_port()
         self.log = cluster.logs / "prometheus.log"
@@ -124,6 +130,9 @@ def play(watched: Watched) -> None:
     cluster = watched.cluster
     watched.wait("three nodes", lambda: len(cluster.client.get("/api/v1/nodes")["nodes"]) == len(NODES))
     cluster.processes.signal("agent-node-c", signal.SIGKILL)
+    if watched.scenario is not None:
+        watched.wait("GPUs", lambda: watched.has("instep_gpu_clock_reason"))
+        watched.scenario.event(0, 79)
     endpoint = f"127.0.0.1:{free_port()}"
     script = ["-m", "instep_trainer.train", "--steps", "1000000", "--out", str(cluster.folder / "out"), "--width", "32"]
     for place, node in enumerate(("node-a", "node-b")):
@@ -138,6 +147,9 @@ def play(watched: Watched) -> None:
         "a kept step", lambda: watched.has(f'instep_job_kept_step_first{{job="{JOB}"}} and instep_job_attempt > 0')
     )
     watched.wait("the silent node", lambda: watched.has('instep_node_silent_seconds{node="node-c"}'))
+    if watched.scenario is not None:
+        watched.wait("an Xid", lambda: watched.has('instep_gpu_events_total{type="xid"}'))
+        watched.wait("memory health", lambda: watched.has("instep_gpu_row_remap_is_pending"))
     watched.wait("a message", lambda: watched.has('instep_webhook_deliveries_total{outcome="delivered"}'))
 
 
@@ -166,17 +178,22 @@ def receiver() -> Iterator[str]:
 
 
 @contextmanager
-def watched_cluster(prometheus: str) -> Iterator[Watched]:
-    """The cluster after its story, with everything that Prometheus kept of it."""
+def watched_cluster(prometheus: str, nvml: Path | None) -> Iterator[Watched]:
+    """The cluster after its story, with everything that Prometheus kept of it; `nvml` holds the driver's stand-in."""
     agents = {node: free_port() for node in NODES}
     with receiver() as webhook:
         cluster = LocalCluster(NODES, gpus=GPUS)
         more = {f"agent-{node}": ["--listen", f"127.0.0.1:{port}"] for node, port in agents.items()}
         more["server"] = ["--webhook", webhook]
-        variables = {"INSTEP_RECORD_ROOT": str(cluster.records), "PYTHONUNBUFFERED": "1"}
-        cluster.processes = MoreOptions(cluster.mark, Path(cluster.logs), variables, more=more)
+        scenario, variables = None, {}
+        if nvml is not None:
+            scenario = Scenario(cluster.folder / "gpus.txt")
+            scenario.healthy(2)
+            variables["agent-node-d"] = {"LD_LIBRARY_PATH": str(nvml), "INSTEP_NVML_SCENARIO": str(scenario.path)}
+        shared = {"INSTEP_RECORD_ROOT": str(cluster.records), "PYTHONUNBUFFERED": "1"}
+        cluster.processes = MoreOptions(cluster.mark, cluster.logs, shared, more=more, variables=variables)
         with cluster:
-            watched = Watched(cluster, agents, prometheus)
+            watched = Watched(cluster, agents, prometheus, scenario)
             try:
                 play(watched)
                 yield watched
