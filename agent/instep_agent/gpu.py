@@ -55,8 +55,6 @@ class Gpu:
     uuid: str = ""
     pci: str = ""
     """Domain, bus and device, as kernel lines have it: `0000:3b:00`."""
-    bus: str = ""
-    """As NVML writes it, `00000000:3B:00.0`."""
     name: str = ""
     minor: int | None = None
     problem: str = ""
@@ -68,11 +66,10 @@ class Gpu:
     _missing: dict[Any, int] = field(default_factory=dict)
 
     def label(self) -> None:
-        """Make the labels: few on most samples, an exporter's whole set on those that carry its names too."""
-        self.labels = (("UUID", self.uuid), ("gpu", str(self.index)))
-        device = "" if self.minor is None else f"nvidia{self.minor}"
-        known = {"device": device, "modelName": self.name, "pci_bus_id": self.bus}
-        self.alias_labels = tuple(sorted((*self.labels, *((key, value) for key, value in known.items() if value))))
+        """Make the labels: few on most samples; those with another exporter's name too have what its labels hold."""
+        self.labels = (("gpu", str(self.index)), ("uuid", self.uuid))
+        known = (("model", self.name), ("pci", self.pci))
+        self.alias_labels = tuple(sorted((*self.labels, *((key, value) for key, value in known if value))))
 
     def sample(self, metric: Metric, value: float, **more: str) -> Sample:
         """Give one reading of this GPU."""

@@ -191,8 +191,7 @@ class Driver:
         try:
             gpu.handle = self.ask("nvmlDeviceGetHandleByIndex", index)
             gpu.uuid = str(self.ask("nvmlDeviceGetUUID", gpu.handle))
-            gpu.bus = str(self.ask("nvmlDeviceGetPciInfo", gpu.handle).busId)
-            gpu.pci = short_address(gpu.bus)
+            gpu.pci = short_address(str(self.ask("nvmlDeviceGetPciInfo", gpu.handle).busId))
             gpu.name = str(self.ask("nvmlDeviceGetName", gpu.handle))
             gpu.minor = int(self.ask("nvmlDeviceGetMinorNumber", gpu.handle))
         except NvmlRefused as refused:
@@ -206,7 +205,7 @@ class Driver:
         """A lost GPU may not tell who it is: it is the one that had its index, if nobody else is that one now."""
         before = [each for each in self._known.values() if each.index == gpu.index]
         if gpu.problem and not gpu.uuid and before:
-            gpu.uuid, gpu.pci, gpu.bus, gpu.name = before[0].uuid, before[0].pci, before[0].bus, before[0].name
+            gpu.uuid, gpu.pci, gpu.name = before[0].uuid, before[0].pci, before[0].name
 
     def _losses(self, node: Node) -> Iterator[Fact]:
         """Yield a fact for every GPU that cannot be read, once."""

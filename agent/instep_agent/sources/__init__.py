@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 from instep_agent.node import Source
+from instep_agent.nvml import Driver, shared
+from instep_agent.sources.gpu_events import GpuEvents
+from instep_agent.sources.gpu_identity import GpuIdentity
 from instep_agent.sources.gpu_inventory import GpuInventory
+from instep_agent.sources.gpu_links import GpuLinks
+from instep_agent.sources.gpu_memory_health import GpuMemoryHealth
+from instep_agent.sources.gpu_pcie import GpuPcie
+from instep_agent.sources.gpu_performance import GpuPerformance
+from instep_agent.sources.gpu_processes import GpuProcesses
+from instep_agent.sources.gpu_recovery import GpuRecovery
+from instep_agent.sources.gpu_state import GpuState
 from instep_agent.sources.host import Host
 from instep_agent.sources.kernel_log import KernelLog
 from instep_agent.sources.rank_records import RankRecords
 
-SOURCES = (KernelLog, RankRecords, GpuInventory, Host)
+GPU_SOURCES = (
+    GpuEvents,
+    GpuState,
+    GpuRecovery,
+    GpuMemoryHealth,
+    GpuLinks,
+    GpuPcie,
+    GpuPerformance,
+    GpuProcesses,
+    GpuIdentity,
+)
+"""They share one driver, and with it one child process."""
+SOURCES = (KernelLog, RankRecords, GpuInventory, Host, *GPU_SOURCES)
 """In the order they are asked: what a verdict may wait for comes first."""
 
 
@@ -18,4 +40,10 @@ def all_sources(
     discovery_interval_seconds: float = RankRecords.discovery_interval_seconds,
 ) -> tuple[Source, ...]:
     """Give one instance of every source."""
-    return (KernelLog(), RankRecords(ranks_interval_seconds, discovery_interval_seconds), GpuInventory(), Host())
+    ranks = RankRecords(ranks_interval_seconds, discovery_interval_seconds)
+    return (KernelLog(), ranks, GpuInventory(), Host(), *gpu_sources())
+
+
+def gpu_sources(driver: Driver = shared) -> tuple[Source, ...]:
+    """Give one instance of every source that reads NVML, over one driver."""
+    return tuple(source(driver) for source in GPU_SOURCES)

@@ -46,6 +46,7 @@ class GpuEvents:
     interval_seconds = 1.0
     deadline_seconds = 5.0
     child = "nvml"
+    rights = "opens /dev/nvidiactl and /dev/nvidia*: everybody may, in a container the NVIDIA runtime gives them"
     metrics: tuple[Metric, ...] = (EVENTS,)
 
     def __init__(self, driver: nvml.Driver = nvml.shared) -> None:

@@ -54,6 +54,7 @@ class GpuIdentity:
     interval_seconds = 60.0
     deadline_seconds = 10.0
     child = "nvml"
+    rights = "opens /dev/nvidiactl and /dev/nvidia*: everybody may, in a container the NVIDIA runtime gives them"
     metrics: tuple[Metric, ...] = (
         INFO,
         DRIVER_INFO,
@@ -107,7 +108,7 @@ class GpuIdentity:
             yield gpu.sample(MIG_MODE, mig[0])
 
     def _read_once(self, gpu: Gpu, node: Node) -> Iterator[Sample]:
-        known = {"name": gpu.name, "pci": gpu.pci, "minor": "" if gpu.minor is None else str(gpu.minor)}
+        known = {"model": gpu.name, "pci": gpu.pci, "minor": "" if gpu.minor is None else str(gpu.minor)}
         for label, function in _TEXTS:
             known[label] = str(self._driver.call(gpu, node, function) or "")
         yield gpu.sample(INFO, 1.0, **{label: text for label, text in known.items() if text})

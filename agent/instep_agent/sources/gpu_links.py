@@ -76,6 +76,7 @@ class GpuLinks:
     interval_seconds = 10.0
     deadline_seconds = 5.0
     child = "nvml"
+    rights = "opens /dev/nvidiactl and /dev/nvidia*: everybody may, in a container the NVIDIA runtime gives them"
     metrics: tuple[Metric, ...] = (
         LINK_STATE,
         LINK_ERRORS,

@@ -142,6 +142,10 @@ class GpuMemoryHealth:
     interval_seconds = 10.0
     deadline_seconds = 5.0
     child = "nvml"
+    rights = (
+        "opens /dev/nvidiactl and /dev/nvidia*: everybody may, in a container the NVIDIA runtime gives them; SRAM "
+        "errors are told to root only"
+    )
     metrics: tuple[Metric, ...] = (
         *(each.metric for each in FIELDS),
         REMAP_BANKS,

@@ -79,6 +79,7 @@ class GpuPcie:
     interval_seconds = 10.0
     deadline_seconds = 5.0
     child = "nvml"
+    rights = "opens /dev/nvidiactl and /dev/nvidia*: everybody may, in a container the NVIDIA runtime gives them"
     metrics: tuple[Metric, ...] = (
         *(metric for metric, _function in (*STATE, *CONSTANT)),
         *(each.metric for each in FIELDS),

@@ -109,6 +109,8 @@ class GpuPerformance:
     interval_seconds = 5.0
     deadline_seconds = 5.0
     child = "nvml"
+    is_rate = True
+    rights = "opens /dev/nvidiactl and /dev/nvidia*: everybody may, in a container the NVIDIA runtime gives them"
     metrics: tuple[Metric, ...] = tuple(metric for _name, metric, _scale in METRICS)
 
     def __init__(self, driver: nvml.Driver = nvml.shared) -> None:

@@ -28,6 +28,10 @@ class GpuProcesses:
     interval_seconds = 10.0
     deadline_seconds = 5.0
     child = "nvml"
+    rights = (
+        "opens /dev/nvidiactl and /dev/nvidia*: everybody may, in a container the NVIDIA runtime gives them; in a pod "
+        "pids are the node's with hostPID: true"
+    )
     metrics: tuple[Metric, ...] = (PROCESSES, PROCESS_MEMORY)
 
     def __init__(self, driver: nvml.Driver = nvml.shared) -> None:

@@ -32,6 +32,7 @@ class GpuRecovery:
     interval_seconds = 2.0
     deadline_seconds = 5.0
     child = "nvml"
+    rights = "opens /dev/nvidiactl and /dev/nvidia*: everybody may, in a container the NVIDIA runtime gives them"
     metrics: tuple[Metric, ...] = tuple(each.metric for each in FIELDS)
 
     def __init__(self, driver: nvml.Driver = nvml.shared) -> None:

@@ -18,15 +18,36 @@ READ_ERRORS = counter(
     "Values that could not be read since the driver was opened, by NVML's error; what a GPU does not have is no error.",
 )
 UTILIZATION = gauge(
-    "instep_gpu_utilization_ratio", "Share of time that any kernel ran (nvmlDeviceGetUtilizationRates)."
+    "instep_gpu_utilization_ratio",
+    "Share of time that any kernel ran (nvmlDeviceGetUtilizationRates).",
+    alias="DCGM_FI_DEV_GPU_UTIL",
+    alias_scale=100.0,
 )
 MEMORY_UTILIZATION = gauge(
-    "instep_gpu_memory_utilization_ratio", "Share of time that device memory was read or written (same function)."
+    "instep_gpu_memory_utilization_ratio",
+    "Share of time that device memory was read or written (same function).",
+    alias="DCGM_FI_DEV_MEM_COPY_UTIL",
+    alias_scale=100.0,
 )
 MEMORY_TOTAL = gauge("instep_gpu_memory_total_bytes", "Device memory (nvmlDeviceGetMemoryInfo_v2).")
-MEMORY_USED = gauge("instep_gpu_memory_used_bytes", "Device memory that programs hold (nvmlDeviceGetMemoryInfo_v2).")
-MEMORY_FREE = gauge("instep_gpu_memory_free_bytes", "Device memory to be had (nvmlDeviceGetMemoryInfo_v2).")
-MEMORY_RESERVED = gauge("instep_gpu_memory_reserved_bytes", "Device memory of driver and firmware.")
+MEMORY_USED = gauge(
+    "instep_gpu_memory_used_bytes",
+    "Device memory that programs hold (nvmlDeviceGetMemoryInfo_v2).",
+    alias="DCGM_FI_DEV_FB_USED",
+    alias_scale=1.0 / (1 << 20),
+)
+MEMORY_FREE = gauge(
+    "instep_gpu_memory_free_bytes",
+    "Device memory to be had (nvmlDeviceGetMemoryInfo_v2).",
+    alias="DCGM_FI_DEV_FB_FREE",
+    alias_scale=1.0 / (1 << 20),
+)
+MEMORY_RESERVED = gauge(
+    "instep_gpu_memory_reserved_bytes",
+    "Device memory of driver and firmware.",
+    alias="DCGM_FI_DEV_FB_RESERVED",
+    alias_scale=1.0 / (1 << 20),
+)
 TEMPERATURE = gauge(
     "instep_gpu_temperature_celsius", "Temperature of the GPU (nvmlDeviceGetTemperature).", alias="DCGM_FI_DEV_GPU_TEMP"
 )
@@ -36,8 +57,18 @@ POWER = gauge(
     "Power of the whole board, averaged over 1 s where the GPU does so (nvmlDeviceGetPowerUsage).",
     alias="DCGM_FI_DEV_POWER_USAGE",
 )
-SM_CLOCK = gauge("instep_gpu_sm_clock_hertz", "SM clock (nvmlDeviceGetClockInfo).")
-MEMORY_CLOCK = gauge("instep_gpu_memory_clock_hertz", "Memory clock (nvmlDeviceGetClockInfo).")
+SM_CLOCK = gauge(
+    "instep_gpu_sm_clock_hertz",
+    "SM clock (nvmlDeviceGetClockInfo).",
+    alias="DCGM_FI_DEV_SM_CLOCK",
+    alias_scale=1e-6,
+)
+MEMORY_CLOCK = gauge(
+    "instep_gpu_memory_clock_hertz",
+    "Memory clock (nvmlDeviceGetClockInfo).",
+    alias="DCGM_FI_DEV_MEM_CLOCK",
+    alias_scale=1e-6,
+)
 REASONS_MASK = gauge("instep_gpu_clock_reasons_mask", "Why the clocks are what they are, as the driver's bits.")
 REASON = gauge("instep_gpu_clock_reason", "1 for each reason that holds the clocks now, 0 for the others.")
 FIELDS = (
@@ -55,7 +86,10 @@ FIELDS = (
     Field(
         "TOTAL_ENERGY_CONSUMPTION",
         counter(
-            "instep_gpu_energy_joules_total", "Energy since the driver was loaded (field TOTAL_ENERGY_CONSUMPTION)."
+            "instep_gpu_energy_joules_total",
+            "Energy since the driver was loaded (field TOTAL_ENERGY_CONSUMPTION).",
+            alias="DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION",
+            alias_scale=1e3,
         ),
         1e-3,
     ),
@@ -98,6 +132,7 @@ class GpuState:
     interval_seconds = 1.0
     deadline_seconds = 5.0
     child = "nvml"
+    rights = "opens /dev/nvidiactl and /dev/nvidia*: everybody may, in a container the NVIDIA runtime gives them"
     metrics: tuple[Metric, ...] = (
         IS_LOST,
         READ_ERRORS,

@@ -110,6 +110,11 @@ class _Worker:
         self.now_ns += int(later_seconds * 1e9)
         return self._take(self.sources[source].collect(self.node))
 
+    def wait(self, seconds: float) -> dict:
+        """Let time pass on the node's clock."""
+        self.now_ns += int(seconds * 1e9)
+        return {}
+
     def watch(self, source: str, seconds: float) -> dict:
         """Wait for what happens."""
         return self._take(self.sources[source].watch(self.node, seconds))

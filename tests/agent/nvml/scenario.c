@@ -61,6 +61,8 @@ static struct answer parse(const char *value) {
     }
     answer.status = NVML_SUCCESS;
     snprintf(answer.text, sizeof answer.text, "%s", value);
+    if (strncmp(value, "u:", 2) == 0 || strncmp(value, "i:", 2) == 0) /* a field value's type */
+        value += 2;
     answer.number = value[0] == '-' ? (unsigned long long)strtoll(value, NULL, 0) : strtoull(value, NULL, 0);
     return answer;
 }

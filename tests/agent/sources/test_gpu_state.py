@@ -3,7 +3,7 @@
 import pytest
 from nvml_library import build
 from nvml_peer import Peer
-from nvml_scenario import GIB, bus, field, pci, uuid
+from nvml_scenario import GIB, field, pci, uuid
 
 ALL = [str(gpu) for gpu in range(8)]
 VALUES = {
@@ -246,9 +246,9 @@ def test_identity_says_who_a_gpu_is_and_asks_only_once(peer, scenario):
     infos = [dict(labels) for name, labels, value in answer["samples"] if name == "instep_gpu_info"]
     assert infos[2] == {
         "gpu": "2",
-        "UUID": uuid(2),
+        "uuid": uuid(2),
         "pci": pci(2),
-        "name": "NVIDIA H100 80GB HBM3",
+        "model": "NVIDIA H100 80GB HBM3",
         "board": "692-2G520-0200-000",
         "serial": "1653024000002",
         "vbios": "96.00.89.00.01",
@@ -265,15 +265,12 @@ def test_identity_says_who_a_gpu_is_and_asks_only_once(peer, scenario):
     }
 
 
-def test_a_metric_with_an_exporters_name_carries_that_exporters_labels(peer):
-    labels = next(dict(labels) for name, labels, _ in peer.collect("gpu_state")["samples"] if "power_watts" in name)
-    assert labels == {
-        "gpu": "0",
-        "UUID": uuid(0),
-        "pci_bus_id": bus(0),
-        "device": "nvidia0",
-        "modelName": "NVIDIA H100 80GB HBM3",
-    }
+def test_a_metric_with_another_exporters_name_has_what_that_exporters_labels_hold(peer):
+    samples = peer.collect("gpu_state")["samples"]
+    by_name = {name: dict(labels) for name, labels, _ in reversed(samples)}
+    few = {"gpu": "0", "uuid": uuid(0)}
+    assert by_name["instep_gpu_power_watts"] == few | {"pci": pci(0), "model": "NVIDIA H100 80GB HBM3"}
+    assert by_name["instep_gpu_power_instant_watts"] == few
 
 
 def test_the_recovery_action_is_the_drivers_own_number(peer, scenario):
