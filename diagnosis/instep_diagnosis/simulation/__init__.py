@@ -1,0 +1,1 @@
+"""Seeded simulations with a known truth, for tests and for figures; pure."""

@@ -1,0 +1,89 @@
+"""Did a rank go past an operation? It entered what others entered only later, and not what they entered before.
+
+Two operations that the same ranks take part in are called in one order by all of them. A rank that is merely late has
+entered neither; one that entered the later without the earlier left the earlier out, or the others added it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from instep_diagnosis.wait_graph.finding import group_words
+from instep_diagnosis.wait_graph.graph import OpenOp, OpKey, WaitGraph
+from instep_diagnosis.wait_graph.history import Group, History
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """One operation that some members entered and others went past."""
+
+    op: OpenOp
+    later: OpKey
+    before: tuple[int, ...]
+    """Ranks that entered the operation, then the later one."""
+    after: tuple[int, ...]
+    """Ranks that entered only the later one."""
+    culprits: tuple[int, ...]
+    is_tied: bool
+    is_by_peers: bool
+
+    def later_words(self, history: History) -> str:
+        """The later operation, in words."""
+        return f"seq {self.later[1]} of {group_words(history.groups[self.later[0]])}"
+
+
+def find_past(history: History, graph: WaitGraph, op: OpenOp) -> Past | None:
+    """Who went past an open operation, or None. Transfers are not compared: those of one batch have no order."""
+    if op.group.is_transfer or not op.behind:
+        return None
+    later = _entered_later(history, graph, op)
+    found: dict[OpKey, list[int]] = defaultdict(list)
+    for rank in op.behind:
+        passed = next((key for key in later if graph.entered[key[0]].get(rank, -1) >= key[1]), None)
+        if passed is not None:
+            found[passed].append(rank)
+    if not found:
+        return None
+    key, after = max(found.items(), key=lambda entry: (len(entry[1]), entry[0]))
+    before = later[key]
+    is_right = peers_say(history, graph, op, key) if len(before) == len(after) else len(before) > len(after)
+    culprits = (*before, *after) if is_right is None else after if is_right else before
+    return Past(
+        op=op,
+        later=key,
+        before=tuple(before),
+        after=tuple(sorted(after)),
+        culprits=tuple(sorted(culprits)),
+        is_tied=is_right is None,
+        is_by_peers=len(before) == len(after),
+    )
+
+
+def _entered_later(history: History, graph: WaitGraph, op: OpenOp) -> dict[OpKey, list[int]]:
+    """Operations that ranks entered after the one they wait in, with those ranks."""
+    own = (op.group.key, op.seq)
+    found: dict[OpKey, list[int]] = defaultdict(list)
+    for rank in op.waiting:
+        calls = history.ranks[rank].calls if graph.is_ordered[rank] else ()
+        places = [place for place, call in enumerate(calls) if (call.group, call.seq) == own]
+        for call in calls[places[0] + 1 :] if places else ():
+            if call.group != own[0] and not history.groups[call.group].is_transfer:
+                found[call.group, call.seq].append(rank)
+    return found
+
+
+def peers_say(history: History, graph: WaitGraph, op: OpenOp, later: OpKey) -> bool | None:
+    """What ranks of other groups of the same kind did before the later operation: True where all entered theirs of the
+    same number, False where none did, None where they differ or there are none."""
+    said: set[bool] = set()
+    passed = {rank for rank, seq in graph.entered[later[0]].items() if seq >= later[1]} - set(op.group.members)
+    for key, ranks in graph.entered.items():
+        if key != op.group.key and _is_alike(history.groups[key], op.group):
+            said.update(seq >= op.seq for rank, seq in ranks.items() if rank in passed)
+    return said.pop() if len(said) == 1 else None
+
+
+def _is_alike(one: Group, other: Group) -> bool:
+    same = (one.description, len(one.members)) == (other.description, len(other.members))
+    return same and bool(one.description) and not one.is_transfer

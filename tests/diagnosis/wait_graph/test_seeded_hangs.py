@@ -1,0 +1,81 @@
+"""A thousand made-up jobs with one fault each: the verdict on their dumps is the truth, or the tied pair with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from instep_diagnosis.simulation.hangs import CALL_FAULTS, DEVICE_FAULTS, HOST_FAULTS, Fault, HangCase, hang_case
+from instep_diagnosis.simulation.programs import LAYOUTS
+from instep_diagnosis.verdict import StuckAt
+from instep_diagnosis.wait_graph.assembly import assemble
+from instep_diagnosis.wait_graph.finding import Finding
+from instep_diagnosis.wait_graph.judge import localise
+
+
+def judged(case: HangCase) -> Finding:
+    return localise(assemble(case.dumps))
+
+
+def is_exact(case: HangCase, finding: Finding) -> bool:
+    return finding.culprits == case.culprits and finding.is_hang == (case.fault is not Fault.HEALTHY)
+
+
+def is_rightly_tied(case: HangCase, finding: Finding) -> bool:
+    """Where the guilty call met one other rank only, no majority can tell, and both are named as tied."""
+    pair = finding.culprits
+    return case.fault in CALL_FAULTS and finding.is_tied and len(pair) == 2 and set(case.culprits) < set(pair)
+
+
+@pytest.mark.parametrize("first", range(0, 1_000, 250))
+def test_names_the_guilty_rank_of_each_of_a_thousand_jobs_and_no_innocent_one(first):
+    wrong, tally = [], Counter()
+    for seed in range(first, first + 250):
+        case = hang_case(seed, world_size_max=32)
+        finding = judged(case)
+        tally["exact" if is_exact(case, finding) else "tied" if is_rightly_tied(case, finding) else "wrong"] += 1
+        if not is_exact(case, finding) and not is_rightly_tied(case, finding):
+            wrong.append((seed, case.layout, case.fault.value, case.culprits, finding.culprits, finding.verdict))
+    assert wrong == []
+    assert tally["tied"] < 25, tally
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("fault", list(Fault))
+def test_each_fault_in_each_layout_is_told_from_the_others(fault, layout):
+    for seed in range(3):
+        try:
+            case = hang_case(seed, world_size_max=16, fault=fault, layout=layout)
+        except ValueError:
+            continue  # Such as transfers alone, which no wrong collective can be put into.
+        finding = judged(case)
+        assert is_exact(case, finding) or is_rightly_tied(case, finding), (seed, finding)
+        assert finding.kind in kinds_of(fault), (seed, finding)
+
+
+def kinds_of(fault: Fault) -> set[StuckAt]:
+    if fault in DEVICE_FAULTS:
+        return {StuckAt.DEVICE}
+    return {StuckAt.HOST} if fault in (*HOST_FAULTS, *CALL_FAULTS) else {StuckAt.UNKNOWN}
+
+
+def test_five_hundred_and_twelve_ranks_are_judged_alike():
+    for seed in range(6):
+        case = hang_case(seed, world_size_max=512)
+        finding = judged(case)
+        assert is_exact(case, finding) or is_rightly_tied(case, finding), (seed, finding.verdict)
+
+
+@pytest.mark.parametrize("fault", [*HOST_FAULTS[:2], Fault.DEVICE_LAG])
+def test_two_victims_without_dumps_change_nothing(fault):
+    for seed in range(12):
+        case = hang_case(seed, world_size_max=32, fault=fault)
+        victims = [rank for rank in range(case.world_size - 1) if rank not in case.culprits]
+        lost = set(victims[seed % 3 :: 5][:2])
+        finding = localise(assemble({rank: dump for rank, dump in case.dumps.items() if rank not in lost}))
+        assert finding.culprits == case.culprits, (seed, lost, finding.verdict)
+
+
+def test_the_same_seed_makes_the_same_job():
+    assert hang_case(7) == hang_case(7)
+    assert hang_case(7) != hang_case(8)
