@@ -1,6 +1,8 @@
 """A cluster for each test, and the real clients that speak to it.
 
-The stand-in serves every one of these tests. `test_against_any_cluster.py` also runs against a real one.
+Tests that take `cluster` (and through it `kubectl` and `api`) also run against a real one: `INSTEP_TEST_KUBECONFIG=FILE
+pytest tests/cluster`, for an administrator of a disposable cluster; `real_cluster.py` says what it needs. Tests that
+take `server` need what only the stand-in can do (faults, compaction, a kubelet that falls silent) and skip there.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import pytest
 from kubernetes import client, config
 
 from tests.cluster.api_server import ApiServer
+from tests.cluster.real_cluster import RealCluster
 
 KUBECTL_SECONDS_MAX = 60
 REAL = "INSTEP_TEST_KUBECONFIG"
@@ -34,9 +37,25 @@ def server() -> Iterator[ApiServer]:
 
 
 @pytest.fixture
-def kubectl(server: ApiServer, tmp_path: Path) -> Kubectl:
+def cluster(request: pytest.FixtureRequest) -> Iterator[ApiServer | RealCluster]:
+    """The stand-in, or the real cluster that the environment names, with three nodes."""
+    real = os.environ.get(REAL)
+    if not real:
+        yield request.getfixturevalue("server")
+        return
+    found = RealCluster(Path(real))
+    try:
+        for name in ("node-a", "node-b", "node-c"):
+            found.add_node(name)
+        yield found
+    finally:
+        found.close()
+
+
+@pytest.fixture
+def kubectl(cluster: ApiServer | RealCluster, tmp_path: Path) -> Kubectl:
     """Run the real kubectl as the administrator: `kubectl("get", "nodes")`; it checks nothing."""
-    return kubectl_with(server.kubeconfig(tmp_path / "kubeconfig"), tmp_path)
+    return kubectl_with(cluster.kubeconfig(tmp_path / "kubeconfig"), tmp_path)
 
 
 def kubectl_path() -> str:
@@ -63,7 +82,7 @@ def kubectl_with(kubeconfig: Path, home: Path) -> Kubectl:
 
 
 @pytest.fixture
-def api(server: ApiServer, tmp_path: Path) -> Iterator[client.ApiClient]:
+def api(cluster: ApiServer | RealCluster, tmp_path: Path) -> Iterator[client.ApiClient]:
     """The official client as the administrator."""
-    with config.new_client_from_config(str(server.kubeconfig(tmp_path / "client"))) as found:
+    with config.new_client_from_config(str(cluster.kubeconfig(tmp_path / "client"))) as found:
         yield found

@@ -10,6 +10,9 @@ import pytest
 
 from tests.cluster.api_server import ApiServer
 from tests.cluster.conftest import Kubectl
+from tests.cluster.real_cluster import RealCluster
+
+Cluster = ApiServer | RealCluster
 
 
 def succeeded(done: subprocess.CompletedProcess[str]) -> str:
@@ -17,8 +20,8 @@ def succeeded(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout
 
 
-def test_lists_nodes_and_pods_as_tables(server: ApiServer, kubectl: Kubectl):
-    server.add_pod("default", "web-0", node="node-b", owner="StatefulSet/web")
+def test_lists_nodes_and_pods_as_tables(cluster: Cluster, kubectl: Kubectl):
+    cluster.add_pod("default", "web-0", node="node-b", owner="StatefulSet/web")
     nodes = succeeded(kubectl("get", "nodes"))
     assert [line.split()[:2] for line in nodes.splitlines()[1:]] == [[f"node-{x}", "Ready"] for x in "abc"]
     pods = succeeded(kubectl("get", "pods", "-A", "-o", "wide")).splitlines()
@@ -26,16 +29,16 @@ def test_lists_nodes_and_pods_as_tables(server: ApiServer, kubectl: Kubectl):
     assert "node-b" in pods[1]
 
 
-def test_lists_the_pods_of_one_node(server: ApiServer, kubectl: Kubectl):
-    server.add_pod("default", "here", node="node-a", owner="ReplicaSet/x")
-    server.add_pod("default", "there", node="node-b", owner="ReplicaSet/x")
+def test_lists_the_pods_of_one_node(cluster: Cluster, kubectl: Kubectl):
+    cluster.add_pod("default", "here", node="node-a", owner="ReplicaSet/x")
+    cluster.add_pod("default", "there", node="node-b", owner="ReplicaSet/x")
     found = succeeded(kubectl("get", "pods", "--field-selector", "spec.nodeName=node-a", "-o", "name"))
     assert found.split() == ["pod/here"]
 
 
-def test_describes_a_node_with_its_pods_and_events(server: ApiServer, kubectl: Kubectl):
-    server.add_pod("default", "web-0", node="node-a", owner="StatefulSet/web")
-    server.create(event("node-a"))
+def test_describes_a_node_with_its_pods_and_events(cluster: Cluster, kubectl: Kubectl):
+    cluster.add_pod("default", "web-0", node="node-a", owner="StatefulSet/web")
+    cluster.create(event("node-a"))
     text = succeeded(kubectl("describe", "node", "node-a"))
     assert "web-0" in text
     assert "GpuFellOffTheBus" in text
@@ -56,32 +59,32 @@ def event(node: str) -> dict[str, object]:
     }
 
 
-def test_cordons_and_uncordons(server: ApiServer, kubectl: Kubectl):
+def test_cordons_and_uncordons(cluster: Cluster, kubectl: Kubectl):
     succeeded(kubectl("cordon", "node-a"))
-    assert server.get("Node", "node-a")["spec"]["unschedulable"] is True
+    assert cluster.get("Node", "node-a")["spec"]["unschedulable"] is True
     assert "Ready,SchedulingDisabled" in succeeded(kubectl("get", "nodes"))
     succeeded(kubectl("uncordon", "node-a"))
-    assert not server.get("Node", "node-a")["spec"].get("unschedulable")
+    assert not cluster.get("Node", "node-a")["spec"].get("unschedulable")
 
 
-def test_taints_and_takes_the_taint_away(server: ApiServer, kubectl: Kubectl):
+def test_taints_and_takes_the_taint_away(cluster: Cluster, kubectl: Kubectl):
     succeeded(kubectl("taint", "nodes", "node-a", "instep.test/faulty=gpu:NoSchedule"))
     taint = {"key": "instep.test/faulty", "value": "gpu", "effect": "NoSchedule"}
-    assert server.get("Node", "node-a")["spec"]["taints"] == [taint]
+    assert cluster.get("Node", "node-a")["spec"]["taints"] == [taint]
     succeeded(kubectl("taint", "nodes", "node-a", "instep.test/faulty-"))
-    assert not server.get("Node", "node-a")["spec"].get("taints")
+    assert not cluster.get("Node", "node-a")["spec"].get("taints")
 
 
-def test_labels_and_annotates(server: ApiServer, kubectl: Kubectl):
+def test_labels_and_annotates(cluster: Cluster, kubectl: Kubectl):
     succeeded(kubectl("label", "node", "node-a", "rack=r1"))
     succeeded(kubectl("annotate", "node", "node-a", "note=looked at"))
-    metadata = server.get("Node", "node-a")["metadata"]
+    metadata = cluster.get("Node", "node-a")["metadata"]
     assert metadata["labels"]["rack"] == "r1"
     assert metadata["annotations"]["note"] == "looked at"
     assert succeeded(kubectl("get", "nodes", "-l", "rack in (r1,r2)", "-o", "name")).split() == ["node/node-a"]
 
 
-def test_refuses_a_label_value_that_is_none(server: ApiServer, kubectl: Kubectl):
+def test_refuses_a_label_value_that_is_none(cluster: Cluster, kubectl: Kubectl):
     patch = json.dumps({"metadata": {"labels": {"rack": "not a label"}}})
     done = kubectl("patch", "node", "node-a", "--type=merge", "-p", patch)
     assert done.returncode == 1
@@ -100,60 +103,60 @@ def test_refuses_a_label_value_that_is_none(server: ApiServer, kubectl: Kubectl)
         ),
     ],
 )
-def test_drain_refuses_without_its_flag(server: ApiServer, kubectl: Kubectl, pod: dict, flag: str, words: str):
-    server.add_pod("default", "one", node="node-a", **pod)
+def test_drain_refuses_without_its_flag(cluster: Cluster, kubectl: Kubectl, pod: dict, flag: str, words: str):
+    cluster.add_pod("default", "one", node="node-a", **pod)
     refused = kubectl("drain", "node-a")
     assert refused.returncode == 1
     assert words in refused.stderr
-    assert server.pods_on("node-a") == ["default/one"]
+    assert cluster.pods_on("node-a") == ["default/one"]
     succeeded(kubectl("drain", "node-a", flag))
-    assert server.pods_on("node-a") == (["default/one"] if pod["owner"] == "DaemonSet/agent" else [])
+    assert cluster.pods_on("node-a") == (["default/one"] if pod["owner"] == "DaemonSet/agent" else [])
 
 
-def test_drain_leaves_mirror_pods(server: ApiServer, kubectl: Kubectl):
-    server.add_pod("kube-system", "static", node="node-a", mirror=True)
+def test_drain_leaves_mirror_pods(cluster: Cluster, kubectl: Kubectl):
+    cluster.add_pod("kube-system", "static", node="node-a", mirror=True)
     succeeded(kubectl("drain", "node-a"))
-    assert server.pods_on("node-a") == ["kube-system/static"]
+    assert cluster.pods_on("node-a") == ["kube-system/static"]
 
 
-def test_drain_moves_pods_to_other_nodes(server: ApiServer, kubectl: Kubectl):
+def test_drain_moves_pods_to_other_nodes(cluster: Cluster, kubectl: Kubectl):
     for index in range(3):
-        server.add_pod("default", f"web-{index}", node="node-a", owner="ReplicaSet/web")
-    server.add_budget("default", "web", labels={"app": "web"}, min_available=2)
+        cluster.add_pod("default", f"web-{index}", node="node-a", owner="ReplicaSet/web")
+    cluster.add_budget("default", "web", labels={"app": "web"}, min_available=2)
     succeeded(kubectl("drain", "node-a", "--timeout=50s"))
-    assert server.pods_on("node-a") == []
-    server.wait_until(lambda: len(server.pods_on("node-b") + server.pods_on("node-c")) == 3)
+    assert cluster.pods_on("node-a") == []
+    cluster.wait_until(lambda: len(cluster.pods_on("node-b") + cluster.pods_on("node-c")) == 3)
 
 
-def test_drain_waits_for_a_budget_and_goes_on_when_it_allows(server: ApiServer, kubectl: Kubectl):
-    server.add_pod("default", "web-0", node="node-a", owner="ReplicaSet/web")
-    server.add_budget("default", "web", labels={"app": "web"}, max_unavailable=0)
+def test_drain_waits_for_a_budget_and_goes_on_when_it_allows(cluster: Cluster, kubectl: Kubectl):
+    cluster.add_pod("default", "web-0", node="node-a", owner="ReplicaSet/web")
+    cluster.add_budget("default", "web", labels={"app": "web"}, max_unavailable=0)
     with ThreadPoolExecutor(1) as aside:
         drain = aside.submit(kubectl, "drain", "node-a", "--timeout=50s")
-        server.wait_until(lambda: any(call.code == 429 for call in server.calls()), "a refusal by the budget")
+        cluster.wait_until(lambda: any(call.code == 429 for call in cluster.calls()), "a refusal by the budget")
         succeeded(kubectl("patch", "pdb", "web", "--type=merge", "-p", '{"spec":{"maxUnavailable":1}}'))
         done = drain.result()
     succeeded(done)
     assert "will retry after" in done.stderr
-    assert server.pods_on("node-a") == []
+    assert cluster.pods_on("node-a") == []
 
 
-def test_drain_times_out_when_the_budget_never_allows(server: ApiServer, kubectl: Kubectl):
-    server.add_pod("default", "web-0", node="node-a", owner="ReplicaSet/web")
-    server.add_budget("default", "web", labels={"app": "web"}, max_unavailable=0)
+def test_drain_times_out_when_the_budget_never_allows(cluster: Cluster, kubectl: Kubectl):
+    cluster.add_pod("default", "web-0", node="node-a", owner="ReplicaSet/web")
+    cluster.add_budget("default", "web", labels={"app": "web"}, max_unavailable=0)
     done = kubectl("drain", "node-a", "--timeout=1s")
     assert done.returncode == 1
     assert "disruption budget" in done.stderr
-    assert server.pods_on("node-a") == ["default/web-0"]
-    assert server.get("Node", "node-a")["spec"]["unschedulable"] is True
+    assert cluster.pods_on("node-a") == ["default/web-0"]
+    assert cluster.get("Node", "node-a")["spec"]["unschedulable"] is True
 
 
-def test_drain_waits_for_a_pod_that_ends_slowly(server: ApiServer, kubectl: Kubectl):
-    server.silence("node-a")
-    server.add_pod("default", "web-0", node="node-a", owner="ReplicaSet/web")
+def test_drain_waits_for_a_pod_that_ends_slowly(cluster: Cluster, kubectl: Kubectl):
+    cluster.silence("node-a")
+    cluster.add_pod("default", "web-0", node="node-a", owner="ReplicaSet/web")
     done = kubectl("drain", "node-a", "--timeout=1s")
     assert done.returncode == 1
-    assert server.get("Pod", "web-0", "default")["metadata"]["deletionTimestamp"]
-    server.revive("node-a")
+    assert cluster.get("Pod", "web-0", "default")["metadata"]["deletionTimestamp"]
+    cluster.revive("node-a")
     succeeded(kubectl("drain", "node-a", "--timeout=20s"))
-    assert server.pods_on("node-a") == []
+    assert cluster.pods_on("node-a") == []

@@ -68,7 +68,10 @@ class Application:
     async def _befall(self, fault: Fault, call: Call, token: str, send: Any) -> bool:
         """Whether the request ends here."""
         if fault.latency_seconds:
-            await asyncio.sleep(fault.latency_seconds)
+            try:
+                await asyncio.sleep(fault.latency_seconds)
+            except asyncio.CancelledError:
+                return True  # the server stops: nobody waits for the answer any more
         if fault.is_after or not (fault.closes or fault.code):
             return False
         self._access.note(token, call._replace(code=fault.code or 0))

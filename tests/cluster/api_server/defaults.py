@@ -75,7 +75,17 @@ def _budget(value: Object) -> None:
     value.setdefault("status", {})
 
 
+def _event(value: Object) -> None:
+    """The server always shows these, empty where nothing was sent."""
+    for name in ("eventTime", "firstTimestamp", "lastTimestamp"):
+        value.setdefault(name, None)
+    value.setdefault("source", {})
+    value.setdefault("reportingComponent", "")
+    value.setdefault("reportingInstance", "")
+
+
 FILLERS = {
+    "Event": _event,
     "Pod": _pod,
     "Namespace": _namespace,
     "Node": _node,

@@ -33,6 +33,8 @@ NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")
 TEST = Options(manager="test")
 WAIT_SECONDS_MAX = 20.0
 GPUS = 8
+CLOSING_ROUNDS = 5
+"""Turns of the loop in which cut connections, TLS included, come to their end."""
 
 
 class ApiServer:
@@ -118,6 +120,7 @@ class ApiServer:
         async def serve() -> None:
             self.hub.run_in(asyncio.get_running_loop())
             await server.serve(sockets=[self._socket])
+            await _close_connections()
 
         asyncio.run(serve())
 
@@ -326,6 +329,10 @@ class ApiServer:
         found = [pod for pod in self.store.all("/pods") if pod["spec"].get("nodeName") == node]
         return [f"{pod['metadata']['namespace']}/{pod['metadata']['name']}" for pod in found]
 
+    def evict(self, namespace: str, name: str) -> None:
+        """Evict a pod as the API does. Raises ApiError 429 when its budget refuses."""
+        self.budgets.evict(namespace, name, Deletion())
+
     def remove(self, kind: str, name: str, namespace: str = "") -> None:
         """Delete at once, without grace."""
         with contextlib.suppress(KeyError):
@@ -360,6 +367,15 @@ class ApiServer:
                 if left <= 0:
                     raise AssertionError(f"{what} did not come true within {WAIT_SECONDS_MAX} s")
                 self._changed.wait(min(left, 0.5))
+
+
+async def _close_connections() -> None:
+    """uvicorn leaves open what it did not wait for, and a loop that ends before them warns of each."""
+    loop = asyncio.get_running_loop()
+    for transport in list(getattr(loop, "_transports", {}).values()):
+        transport.abort()
+    for _ in range(CLOSING_ROUNDS):
+        await asyncio.sleep(0)
 
 
 def _ready(is_ready: bool) -> Object:

@@ -17,7 +17,7 @@ BODIES = (JSON, YAML, PROTOBUF)
 MAGIC = b"k8s\x00"
 
 Message = dict[int, tuple[str, Any]]
-"""Field number → (JSON name, `str`, `int`, `bool` or the message within)."""
+"""Field number → (JSON name, what it is): a type, the message within, `[str]` for many texts, `(TEXTS,)` for a map."""
 RESOURCE: Message = dict(
     enumerate(
         ((name, str) for name in ("namespace", "verb", "group", "version", "resource", "subresource", "name")), start=1
@@ -30,7 +30,11 @@ DELETION: Message = {
     4: ("propagationPolicy", str),
     5: ("dryRun", [str]),
 }
-METADATA: Message = {1: ("name", str), 2: ("generateName", str), 3: ("namespace", str), 5: ("uid", str)}
+TEXTS: Message = {1: ("key", str), 2: ("value", str)}
+METADATA: Message = {
+    **{1: ("name", str), 2: ("generateName", str), 3: ("namespace", str), 5: ("uid", str)},
+    **{11: ("labels", (TEXTS,)), 12: ("annotations", (TEXTS,))},
+}
 MESSAGES: dict[str, Message] = {
     "SelfSubjectAccessReview": {
         1: ("metadata", METADATA),
@@ -43,6 +47,9 @@ MESSAGES: dict[str, Message] = {
     "SelfSubjectReview": {1: ("metadata", METADATA)},
     "Eviction": {1: ("metadata", METADATA), 2: ("deleteOptions", DELETION)},
     "DeleteOptions": DELETION,
+    "Namespace": {1: ("metadata", METADATA)},
+    "ServiceAccount": {1: ("metadata", METADATA)},
+    "TokenRequest": {1: ("metadata", METADATA), 2: ("spec", {1: ("audiences", [str]), 4: ("expirationSeconds", int)})},
 }
 
 
@@ -109,6 +116,9 @@ def _decode(data: bytes, message: Message) -> Object:
         name, means = message.get(number, ("", None))
         if isinstance(means, list):
             found.setdefault(name, []).append(value.decode())
+        elif isinstance(means, tuple):
+            pair = _decode(value, means[0])
+            found.setdefault(name, {})[pair.get("key", "")] = pair.get("value", "")
         elif isinstance(means, dict):
             found[name] = _decode(value, means)
         elif means is str:

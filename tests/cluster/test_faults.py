@@ -1,0 +1,58 @@
+"""Faults on order befall the next requests that match, and no others."""
+
+from __future__ import annotations
+
+import pytest
+import urllib3
+from kubernetes import client
+from kubernetes.client.rest import ApiException
+
+from tests.cluster.api_server import ApiServer
+
+
+@pytest.mark.parametrize("code", [409, 429, 500, 503])
+def test_an_ordered_answer_comes_as_often_as_ordered(server: ApiServer, api: client.ApiClient, code: int):
+    core = client.CoreV1Api(api)
+    fault = server.inject(verb="patch", resource="nodes", code=code, count=2)
+    for _ in range(2):
+        with pytest.raises(ApiException) as failed:
+            core.patch_node("node-a", {"spec": {"unschedulable": True}})
+        assert failed.value.status == code
+    core.list_node()
+    assert not core.read_node("node-a").spec.unschedulable
+    core.patch_node("node-a", {"spec": {"unschedulable": True}})
+    assert fault.hits == 2
+
+
+def test_an_answer_can_be_lost_after_its_effect(server: ApiServer, api: client.ApiClient):
+    core = client.CoreV1Api(api)
+    server.inject(verb="patch", resource="nodes", code=500, is_after=True)
+    with pytest.raises(ApiException):
+        core.patch_node("node-a", {"spec": {"unschedulable": True}})
+    assert core.read_node("node-a").spec.unschedulable is True
+
+
+@pytest.mark.parametrize("is_after", [False, True])
+def test_a_connection_can_be_cut(server: ApiServer, api: client.ApiClient, is_after: bool):
+    core = client.CoreV1Api(api)
+    server.inject(verb="create", resource="namespaces", closes=True, is_after=is_after)
+    with pytest.raises((urllib3.exceptions.ProtocolError, urllib3.exceptions.MaxRetryError)):
+        core.create_namespace({"metadata": {"name": "new"}}, _request_timeout=10)
+    assert server.exists("Namespace", "new") is is_after
+    core.list_node()
+
+
+def test_an_answer_can_be_late(server: ApiServer, api: client.ApiClient):
+    core = client.CoreV1Api(api)
+    fault = server.inject(verb="patch", latency_seconds=0.5)
+    with pytest.raises(urllib3.exceptions.HTTPError):
+        core.patch_node("node-a", {"spec": {"unschedulable": True}}, _request_timeout=0.05)
+    assert fault.hits == 1
+    core.patch_node("node-b", {"spec": {"unschedulable": True}}, _request_timeout=10)
+    server.wait_until(lambda: bool(server.get("Node", "node-a")["spec"].get("unschedulable")))
+
+
+def test_the_official_client_repeats_a_read_by_itself(server: ApiServer, api: client.ApiClient):
+    fault = server.inject(verb="list", resource="nodes", closes=True)
+    assert len(client.CoreV1Api(api).list_node().items) == 3
+    assert fault.hits == 1
