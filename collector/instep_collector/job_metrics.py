@@ -20,6 +20,8 @@ from instep_collector.boards import RankBoard
 from instep_collector.registry import RunState
 
 STEPS_RECENT = 10
+STEPS_LOOKED_AT_MAX = 4096
+"""Of one job, but at least one of each rank: a scrape holds up the taking of frames for as long as it computes."""
 REPORT_FRESH_SECONDS = 10.0
 """A rank whose last report is older is not counted alive: its agent is silent, so nothing is known of it."""
 GONE = ("gone", "zombie")
@@ -55,7 +57,8 @@ class JobLook:
 def look(run: RunState, now: float) -> JobLook:
     """Give a job's ranks and recent steps at a moment of the server's monotonic clock."""
     board = run.current()
-    steps = {rank: tuple(islice(reversed(kept), STEPS_RECENT)) for rank, kept in board.steps.items() if kept}
+    recent = max(1, min(STEPS_RECENT, STEPS_LOOKED_AT_MAX // max(1, len(board.steps))))
+    steps = {rank: tuple(islice(reversed(kept), recent)) for rank, kept in board.steps.items() if kept}
     paces = tuple(_pace(rank, recent) for rank, recent in sorted(steps.items()))
     return JobLook(run, board, board.ranks_now(now), steps, paces)
 

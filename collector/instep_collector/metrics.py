@@ -50,7 +50,7 @@ JOB_INCIDENTS = gauge("instep_job_incidents_open", "Open incidents by job; of a 
 PLANS = gauge("instep_plans", "Plans by state; one that waits is a proposal that nobody has decided.")
 ORDERS_KEPT = gauge("instep_orders_kept", "Orders to coordinators in the store, by outcome.")
 
-PLAN_STATES = ("waiting", "executing", "done", "failed", "closed")
+PLAN_STATES = ("waiting", "approved", "executing", "done", "failed", "rejected", "cancelled", "closed")
 ORDER_OUTCOMES = ("pending", "done", "refused", "expired", "obsolete")
 ORDER_ACTIONS = ("dump", "restart")
 """What the server orders by itself; others appear once they were ordered."""

@@ -110,8 +110,12 @@ INCIDENTS = Row(
         ),
         Panel(
             "Messages to people",
-            "Tries to deliver a message to the webhook. Worry when any fail: incidents are found and nobody is told.",
-            (Query("sum by (outcome) (instep_webhook_deliveries_total)", "{{outcome}}"),),
+            "Tries to deliver a message to the webhook, and alerts sent to each Alertmanager. Worry when any fail: "
+            "incidents are found and nobody is told.",
+            (
+                Query("sum by (outcome) (instep_webhook_deliveries_total)", "webhook: {{outcome}}"),
+                Query("sum by (receiver, outcome) (instep_alerts_sent_total)", "{{receiver}}: {{outcome}}"),
+            ),
             docs=f"{ALERTS}#instepmessagesnotdelivered",
         ),
     ),

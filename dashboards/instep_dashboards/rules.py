@@ -1,7 +1,7 @@
 """Prometheus alerts for what the server cannot tell by itself, because it is down, deaf or not allowed to decide.
 
-Incidents reach people by the server's own messages; `InstepIncidentOpen` is for those who route everything through
-Alertmanager.
+Incidents reach people by the server's own messages; `InstepIncidentOpen` is for those who let
+Prometheus say everything.
 """
 
 from __future__ import annotations
@@ -73,11 +73,13 @@ RULES = (
     Rule(
         "InstepMessagesNotDelivered",
         'sum(increase(instep_webhook_deliveries_total{outcome="failed"}[15m])) > 0 '
-        'unless on() sum(increase(instep_webhook_deliveries_total{outcome="delivered"}[15m])) > 0',
+        'unless on() sum(increase(instep_webhook_deliveries_total{outcome="delivered"}[15m])) > 0 '
+        "or max(min_over_time(instep_alerts_pending[10m])) > 0",
         "5m",
         Severity.PAGE,
         "Instep cannot reach the people on call",
-        "Messages to the webhook failed for 15 minutes and none was delivered. They stay in the outbox.",
+        "The webhook took no message for 15 minutes, or an Alertmanager no alert for 10, although there were some. "
+        "They are kept and tried again.",
     ),
     Rule(
         "InstepIncidentOpen",

@@ -150,12 +150,13 @@ def play(watched: Watched) -> None:
     if watched.scenario is not None:
         watched.wait("an Xid", lambda: watched.has('instep_gpu_events_total{type="xid"}'))
         watched.wait("memory health", lambda: watched.has("instep_gpu_row_remap_is_pending"))
+    watched.wait("an alert", lambda: watched.has('instep_alerts_sent_total{outcome="delivered"}'))
     watched.wait("a message", lambda: watched.has('instep_webhook_deliveries_total{outcome="delivered"}'))
 
 
 @contextmanager
 def receiver() -> Iterator[str]:
-    """Takes the server's messages."""
+    """Takes the server's messages and alerts."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -184,7 +185,7 @@ def watched_cluster(prometheus: str, nvml: Path | None) -> Iterator[Watched]:
     with receiver() as webhook:
         cluster = LocalCluster(NODES, gpus=GPUS)
         more = {f"agent-{node}": ["--listen", f"127.0.0.1:{port}"] for node, port in agents.items()}
-        more["server"] = ["--webhook", webhook]
+        more["server"] = ["--webhook", webhook, "--alertmanager", webhook.rstrip("/")]
         scenario, variables = None, {}
         if nvml is not None:
             scenario = Scenario(cluster.folder / "gpus.txt")

@@ -152,6 +152,16 @@ def test_a_wrong_expectation_would_be_noticed(promtool, tmp_path):
     assert promtool_says(promtool, tmp_path, timeline("InstepServerDown", case.fires, case.at, [])).returncode == 1
 
 
+def test_alerts_that_no_alertmanager_takes_are_told(promtool, tmp_path):
+    name = "InstepMessagesNotDelivered"
+    pending = 'instep_alerts_pending{receiver="http://alertmanager:9093"}'
+    alert = expected(name, CASES[name])
+    stuck, flickering = {pending: "0 2x30"}, {pending: "0 2 0 1 0 3 0 2 0 1 0 2 0 1 0 2 0 1 0 1"}
+    timelines = [timeline(name, stuck, "18m", [alert]), timeline(name, flickering, "18m", [])]
+    run = promtool_says(promtool, tmp_path, *timelines)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 def test_detectors_that_stand_still_are_told_as_well_as_those_that_fail(promtool, tmp_path):
     series = {TICKS: "9000x30", "instep_detector_tick_errors_total": "0x30"}
     alert = expected("InstepDetectorsFail", CASES["InstepDetectorsFail"])
