@@ -144,12 +144,14 @@ class Children:
             child.pending.append(source)
         self._go_on(child, now_seconds)
 
-    def wait(self, timeout_seconds: float) -> None:
-        """Wait until a child says something, no longer than that."""
+    def wait(self, timeout_seconds: float, also: Sequence[int] = ()) -> set[int]:
+        """Wait until a child says something, or one of these descriptors does; give those that did."""
         poll = select.poll()
         for one in self._sockets():
             poll.register(one, select.POLLIN)
-        poll.poll(max(0.0, timeout_seconds) * 1000)
+        for descriptor in also:
+            poll.register(descriptor, select.POLLIN)
+        return {descriptor for descriptor, _ in poll.poll(max(0.0, timeout_seconds) * 1000)}
 
     def poll(self, now_seconds: float) -> list[Report]:
         """Give what came since the last time, and what is overdue; go on with what waits."""

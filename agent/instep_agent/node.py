@@ -62,8 +62,10 @@ class Source(Protocol):
     """Reads one thing on one node. The runner times it, reports its success, and goes on when it fails.
 
     A source may also state `rights`, one sentence on what it needs beyond plain files that everybody may read (such as
-    "reads /dev/kmsg: CAP_SYSLOG"), and `is_rate = True` when its first turn has nothing to compare with. In a child it
-    may have `watch(node, timeout_seconds)` (`instep_agent.isolation`).
+    "reads /dev/kmsg: CAP_SYSLOG"), and `is_rate = True` when its first turn has nothing to compare with. One in the
+    agent's own thread may have `wake_descriptor() -> int`: a descriptor that becomes readable when there is something
+    to collect, or -1; then it is asked at once, and otherwise only every second. One in a child may have
+    `watch(node, timeout_seconds)` (`instep_agent.isolation`).
     """
 
     @property
@@ -96,3 +98,9 @@ class Source(Protocol):
 def rights_of(source: Source) -> str:
     """Give what a source needs beyond files that everybody may read, empty when nothing."""
     return str(getattr(source, "rights", ""))
+
+
+def wake_descriptor(source: Source) -> int:
+    """Give the descriptor that becomes readable when a source has something to say, -1 when it has none."""
+    found = getattr(source, "wake_descriptor", None)
+    return int(found()) if found is not None else -1

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from instep_agent.frames import FrameBuilder, Tick
 from instep_agent.isolation import Blocked, Children, Loss, Report
 from instep_agent.metric import counter, gauge
-from instep_agent.node import Fact, Node, Source
+from instep_agent.node import Fact, Node, Source, wake_descriptor
 from instep_agent.source_state import SAID_ONCE_MAX, SOURCE_METRICS, SourceState
 from instep_agent.turn import Turn, take_turn
 from instep_agent.wire import Dictionary, Frame, GpuReport, RankReport, Sample
@@ -21,6 +21,8 @@ ABSENT_RETRY_SECONDS = 1.0
 FACTS_PER_FRAME_MAX = 1000
 URGENT_SECONDS = 0.2
 """A source with an interval up to this is asked again between the others, so that none of them holds it up for long."""
+WOKEN_SECONDS = 1.0
+"""A source that wakes the loop itself is asked no more often than this when nothing woke it."""
 FACT_WAIT_SECONDS = 0.05
 """A fact waits no longer than this for the other sources that are due at the same time."""
 STOP_CHECK_SECONDS = 0.2
@@ -87,8 +89,22 @@ class Runner:
             self.wait(min(self.run_due(), STOP_CHECK_SECONDS))
 
     def wait(self, timeout_seconds: float) -> None:
-        """Wait until a child has news, no longer than that."""
-        self.children.wait(timeout_seconds)
+        """Wait until a child has news, or a source's own descriptor; no longer than that.
+
+        A source that was asked within its interval is not listened to: one whose descriptor is always ready, as that of
+        a file is, then costs no more than one without.
+        """
+        now_seconds = self._clock_seconds()
+        listened: dict[int, SourceState] = {}
+        for state in self.states:
+            if (descriptor := wake_descriptor(state.source)) >= 0:
+                rest_seconds = state.asked_at_seconds + state.source.interval_seconds - now_seconds
+                if rest_seconds > 0:
+                    timeout_seconds = min(timeout_seconds, rest_seconds)
+                else:
+                    listened[descriptor] = state
+        for descriptor in self.children.wait(timeout_seconds, tuple(listened)) & listened.keys():
+            listened[descriptor].next_due_seconds = now_seconds
 
     def close(self) -> None:
         """End the children."""
@@ -143,6 +159,7 @@ class Runner:
         now_seconds = self._clock_seconds()
         if state.next_due_seconds > now_seconds:
             return False
+        state.asked_at_seconds = now_seconds
         state.next_due_seconds = now_seconds + state.source.interval_seconds
         if self.children.has(state.name):
             self.children.ask(state.name, now_seconds)
@@ -150,6 +167,8 @@ class Runner:
         self._running = state, now_seconds
         turn = take_turn(state.source, self._node)
         self._running = None
+        if wake_descriptor(state.source) >= 0:
+            state.next_due_seconds = now_seconds + max(WOKEN_SECONDS, state.source.interval_seconds)
         self._take(state, turn)
         return True
 

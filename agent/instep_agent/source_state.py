@@ -35,6 +35,7 @@ class SourceState:
 
     source: Source
     next_due_seconds: float = 0.0
+    asked_at_seconds: float = 0.0
     outcome: str = ""
     detail: str = ""
     duration_seconds: float = 0.0

@@ -163,7 +163,8 @@ def test_a_driver_that_stays_stuck_is_asked_ever_less_often_and_said_once(agent,
         while it.runner.children.starts["fake"] == losses:
             it.after(1)
         started.append(it.clock.seconds)
-        it.until(lambda: it.runner.children._children["fake"].pid)
+        child = it.runner.children._children["fake"]
+        it.until(lambda child=child: child.pid)
         it.after(isolation.START_GRACE_SECONDS + source.deadline_seconds)
         it.until(lambda: it.runner.children.unkillable["fake"] == 0)
     waits = [later - earlier - 8 for earlier, later in pairwise(started)]
@@ -229,10 +230,10 @@ def test_no_third_process_is_started_beside_two_that_cannot_be_killed(agent, tmp
     source.set("mode", "hang fake_state")
     monkeypatch.setattr("instep_agent.child.Keeper.kill", lambda *_: None)  # the kernel does not let go of them
     it = agent(source)
+    child = it.runner.children._children["fake"]
     for _ in range(60):
         it.after(1)
-        child = it.runner.children._children["fake"]
-        it.until(lambda: child.pid or not child.is_running)  # noqa: B023  (asked before the loop goes on)
+        it.until(lambda: not child.is_running or (child.pid and child.progress.read()[1]))
     assert it.runner.children.starts["fake"] == 2
     assert it.events() == [("source_stuck", "fake_state"), ("child_unkillable", "")]
     assert "2 processes of child fake cannot be killed" in it.state("fake_state").detail

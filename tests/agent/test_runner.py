@@ -1,6 +1,7 @@
 """The loop: who is asked when, what a failure does, and what leaves at once."""
 
 import math
+import os
 import struct
 from itertools import pairwise
 
@@ -290,6 +291,48 @@ def test_a_fact_does_not_wait_for_slow_sources(tmp_path):
     agent.after(0)
     assert [event.text for frame in seen for event in frame.events][:1] == ["NVRM: Xid"]
     assert seen[0].values == b"", "values wait for the tick"
+
+
+class Woken(Scripted):
+    """A source with a descriptor of its own."""
+
+    def __init__(self, name, interval_seconds, descriptor):
+        super().__init__(name, interval_seconds)
+        self.descriptor = descriptor
+
+    def wake_descriptor(self):
+        return self.descriptor
+
+
+@pytest.fixture
+def pipe():
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+def test_a_source_is_asked_at_once_when_its_descriptor_wakes_the_loop_and_rarely_otherwise(tmp_path, pipe):
+    source = Woken("kernel_log", 0.1, pipe[0])
+    agent = Agent(tmp_path, source)
+    for _ in range(10):
+        agent.after(0.1)
+    assert source.asked == 1, "nothing woke it"
+    os.write(pipe[1], b"x")
+    agent.runner.wait(20)
+    agent.after(0)
+    assert source.asked == 2
+
+
+def test_a_descriptor_that_is_always_ready_does_not_make_the_loop_spin(tmp_path, pipe):
+    os.write(pipe[1], b"x")
+    source = Woken("kernel_log", 0.1, pipe[0])
+    agent = Agent(tmp_path, source)
+    agent.after(0)
+    for _ in range(5):
+        agent.runner.wait(0)
+        agent.after(0.04)
+    assert source.asked <= 3, "no more often than its interval"
 
 
 def test_a_kernel_record_keeps_its_id_over_a_restart_of_the_agent(tmp_path):

@@ -74,6 +74,10 @@ class KernelLog:
         self._is_history = False
         yield from self._expired(now_ns)
 
+    def wake_descriptor(self) -> int:
+        """Give the open device, which can be waited for; a file in its place is always ready, and so cannot."""
+        return self._descriptor if self._is_device else -1
+
     def close(self) -> None:
         """Let go of the log; the next `collect` opens it again."""
         if self._descriptor >= 0:
