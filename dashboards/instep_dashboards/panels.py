@@ -207,7 +207,8 @@ def _number(_panel: Panel) -> stat.Panel:
 
 def _rows(_panel: Panel) -> table.Panel:
     time_column = models.DynamicConfigValue(id_val="custom.hidden", value=True)
-    return table.Panel().override_by_name("Time", [time_column])
+    aligned = table.Panel().align(common_models.FieldTextAlignment.AUTO).inspect(False)
+    return aligned.override_by_name("Time", [time_column])
 
 
 def _lines(panel: Panel) -> timeseries.Panel:
