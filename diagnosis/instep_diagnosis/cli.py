@@ -8,7 +8,13 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from instep_diagnosis import diagnose_bundle, diagnose_kernel_log
+from instep_diagnosis import (
+    diagnose_bundle,
+    diagnose_counters,
+    diagnose_flight_recorder,
+    diagnose_kernel_log,
+    diagnose_steps,
+)
 from instep_diagnosis.catalogues import CatalogueRow, sxid_catalogue, xid_catalogue
 from instep_diagnosis.errors import EvidenceError
 from instep_diagnosis.exit_status import COULD_NOT_LOOK, FINE, FOUND
@@ -18,6 +24,9 @@ from instep_diagnosis.exit_status import COULD_NOT_LOOK, FINE, FOUND
 _COMMANDS: tuple[tuple[str, ModuleType], ...] = (
     ("bundle", diagnose_bundle),
     ("kernel-log", diagnose_kernel_log),
+    ("flight-recorder", diagnose_flight_recorder),
+    ("counters", diagnose_counters),
+    ("steps", diagnose_steps),
 )
 
 

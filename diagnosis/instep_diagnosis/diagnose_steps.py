@@ -1,0 +1,61 @@
+"""`instep diagnose steps CASES.jsonl`: why the steps of each job are slow, from sums per rank and step."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from instep_diagnosis.detectors.step_sums.hypotheses import StepCause
+from instep_diagnosis.detectors.step_sums.judge import StepsVerdict, judge_steps
+from instep_diagnosis.exit_status import FINE, FOUND
+from instep_diagnosis.files.cases import read_cases
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """The parser of this command."""
+    parser = commands.add_parser("steps", help="say why a job's steps are slow, from sums per rank and step")
+    parser.add_argument("file", metavar="CASES.jsonl", help="one job a line, plain or gzip")
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print one line per job. Raises `EvidenceError` where the file cannot be read."""
+    is_any = False
+    for sums in read_cases(options.file):
+        verdict = judge_steps(sums)
+        is_any = is_any or verdict.cause is not StepCause.HEALTHY
+        print(json.dumps(_fields(verdict), ensure_ascii=False) if options.json else _text(verdict))
+    return FOUND if is_any else FINE
+
+
+def _fields(verdict: StepsVerdict) -> dict[str, object]:
+    return {
+        "id": verdict.id,
+        "cause": verdict.cause.value,
+        "stage": verdict.stage,
+        "dp": verdict.dp,
+        "slowdown": round(verdict.slowdown, 4),
+        "confidence": verdict.confidence,
+        "rank": verdict.rank,
+        "owner": verdict.owner.value,
+        "onset_step": verdict.onset_step,
+        "cost_gpu_seconds": round(verdict.cost_gpu_seconds, 3),
+        "evidence": verdict.evidence,
+        "also": [
+            {"cause": c.cause.value, "stage": c.stage, "dp": c.dp, "slowdown": round(c.slowdown, 4)}
+            for c in verdict.also
+        ],
+    }
+
+
+def _text(verdict: StepsVerdict) -> str:
+    if verdict.cause is StepCause.HEALTHY:
+        return f"{verdict.id}: healthy ({verdict.confidence:.2f} sure). {verdict.evidence}"
+    where = "" if verdict.stage is None else f" at stage {verdict.stage}"
+    where += "" if verdict.dp is None else f", dp {verdict.dp}"
+    where += "" if verdict.rank is None else f" (rank {verdict.rank})"
+    cost = f"owner {verdict.owner.value}; {verdict.cost_gpu_seconds:.4g} rank-seconds lost"
+    return (
+        f"{verdict.id}: {verdict.cause.value}{where}, steps {verdict.slowdown:.3f} times as long "
+        f"({verdict.confidence:.2f} sure; {cost}). {verdict.evidence}"
+    )
