@@ -6,7 +6,7 @@ What each error of NVML means here:
   only after UNSUPPORTED_RETRY_SECONDS.
 - *no permission*: the same, and counted in `Gpu.errors`, since somebody may want to put it right.
 - *GPU is lost*, *reset required*: the GPU is passed over from here on, and one fact says so; the others go on. While a
-  GPU is lost, NVML is opened anew every REOPEN_SECONDS, since a handle never comes back to life.
+  GPU is lost, NVML is opened anew after REOPEN_SECONDS and then more rarely, since a handle never comes back to life.
 - *uninitialized*, *driver not loaded*, *version mismatch*: the driver was taken away or exchanged; the turn fails and
   the next one opens NVML anew.
 - anything else (unknown, timeout, no data): no reading this time, and counted.
@@ -28,7 +28,8 @@ from instep_agent.wire import Sample
 
 GPUS_MAX = 64
 REOPEN_SECONDS = 120.0
-"""While a GPU is lost. Opening costs seconds on a large node, so not with every turn."""
+REOPEN_SECONDS_MAX = 1920.0
+"""While a GPU is lost, doubling between the two. Opening costs seconds on a large node, and a GPU may be gone for good."""
 OPEN_RETRY_SECONDS = 15.0
 """After NVML could not be opened; every attempt may make the driver's helper try to load the kernel module."""
 _REOPEN = {"uninitialized", "driver_not_loaded", "lib_rm_version_mismatch"}
@@ -53,6 +54,7 @@ class Driver:
         """By UUID or index: GPUs of which it was said that they cannot be read."""
         self._known: dict[str, Gpu] = {}
         self._opened_ns = 0
+        self._reopen_seconds = REOPEN_SECONDS
         self._refusal: tuple[int, Exception] | None = None
         self.generation = 0
         """Counts the openings: event sets, samples and handles of an earlier one mean nothing."""
@@ -60,7 +62,10 @@ class Driver:
     def gpus(self, node: Node) -> tuple[Gpu, ...]:
         """Give the GPUs; NVML is opened where need be. Raise `Absent` without any, `SourceFailed` when refused."""
         now_ns = node.monotonic_ns()
-        if self._reported and self._library is not None and now_ns - self._opened_ns >= REOPEN_SECONDS * 1e9:
+        if not self._reported:
+            self._reopen_seconds = REOPEN_SECONDS
+        elif self._library is not None and now_ns - self._opened_ns >= self._reopen_seconds * 1e9:
+            self._reopen_seconds = min(2 * self._reopen_seconds, REOPEN_SECONDS_MAX)
             self.close()
         if self._library is None:
             self._open(now_ns)
