@@ -180,6 +180,8 @@ def run(config: AgentConfig, node: Node) -> int:
         uplink = _new_uplink(config, Path(config.spool_folder or temporary)) if config.server_url else None
         runner = _new_runner(config, node, uplink)  # forks: before anything below starts a thread
         parts.callback(runner.close)
+        if uplink is not None:
+            uplink.on_refused = runner.wake
         helpers: list[Uplink | OrderKeeper | Sweeper | Watchdog] = [
             Sweeper(node, keep_seconds=config.keep_seconds),
             Watchdog(runner.check_overdue),
@@ -189,7 +191,7 @@ def run(config: AgentConfig, node: Node) -> int:
             helpers += [uplink, OrderKeeper(config.server_url, token_reader(config), node, tls=tls)]
         if config.listen:
             parts.callback(Exposition(config.listen, _page_of(runner, config, node)).close)
-        _stop_on_signals(stop)
+        _stop_on_signals(stop, runner.wake)
         for helper in helpers:
             helper.start()
             parts.callback(helper.close)
@@ -200,6 +202,7 @@ def _watch(runner: Runner, uplink: Uplink | None, stop: threading.Event) -> int:
     while not stop.is_set():
         wait_seconds = runner.run_due()
         if uplink is not None and uplink.refused_at_start.is_set():
+            stop.set()
             return COULD_NOT_LOOK
         runner.wait(min(wait_seconds, STOP_CHECK_SECONDS))
     return FINE
@@ -238,9 +241,11 @@ def _page_of(runner: Runner, config: AgentConfig, node: Node) -> Callable[[], by
     return lambda: page.render(runner.snapshot)
 
 
-def _stop_on_signals(stop: threading.Event) -> None:
+def _stop_on_signals(stop: threading.Event, wake: Callable[[], None]) -> None:
     def on_signal(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
+        if not stop.is_set():  # what wakes the loop is closed soon after
+            stop.set()
+            wake()
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_signal)

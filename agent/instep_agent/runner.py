@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,7 +27,7 @@ WOKEN_SECONDS = 1.0
 """A source that wakes the loop itself is asked no more often than this when nothing woke it."""
 FACT_WAIT_SECONDS = 0.05
 """A fact waits no longer than this for the other sources that are due at the same time."""
-STOP_CHECK_SECONDS = 0.2
+STOP_CHECK_SECONDS = 1.0
 
 RUNNER_METRICS = (
     *SOURCE_METRICS,
@@ -82,11 +84,17 @@ class Runner:
         self._by_name = {state.name: state for state in self.states}
         self.children = Children(node, sources)
         self.snapshot = Snapshot()
+        self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def run(self, stop: threading.Event) -> None:
-        """Go on until `stop` is set."""
+        """Go on until `stop` is set; `wake` lets it look at once."""
         while not stop.is_set():
             self.wait(min(self.run_due(), STOP_CHECK_SECONDS))
+
+    def wake(self) -> None:
+        """Let `wait` come back at once; a signal handler and other threads may call it."""
+        with contextlib.suppress(BlockingIOError):  # it is full of calls already
+            os.write(self._wake, b"w")
 
     def wait(self, timeout_seconds: float) -> None:
         """Wait until a child has news, or a source's own descriptor; no longer than that.
@@ -95,7 +103,7 @@ class Runner:
         a file is, then costs no more than one without.
         """
         now_seconds = self._clock_seconds()
-        listened: dict[int, SourceState] = {}
+        listened: dict[int, SourceState | None] = {self._woken: None}
         for state in self.states:
             if (descriptor := wake_descriptor(state.source)) >= 0:
                 rest_seconds = state.asked_at_seconds + state.source.interval_seconds - now_seconds
@@ -104,11 +112,17 @@ class Runner:
                 else:
                     listened[descriptor] = state
         for descriptor in self.children.wait(timeout_seconds, tuple(listened)) & listened.keys():
-            listened[descriptor].next_due_seconds = now_seconds
+            woken = listened[descriptor]
+            if woken is None:
+                os.read(self._woken, 4096)
+            else:
+                woken.next_due_seconds = now_seconds
 
     def close(self) -> None:
         """End the children."""
         self.children.close()
+        os.close(self._woken)
+        os.close(self._wake)
 
     def run_due(self) -> float:
         """Ask the sources that are due, deliver a frame if there is cause to, and give the seconds until the next turn.

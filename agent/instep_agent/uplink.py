@@ -48,6 +48,8 @@ class Uplink:
         self._thread = threading.Thread(target=self._run, name="uplink", daemon=True)
         self.refused_at_start = threading.Event()
         """Set when the very first answer of the server was 401."""
+        self.on_refused: Callable[[], None] = lambda: None
+        """Called when that is set."""
         self.sent_total = 0
         self.failures_total = 0
         self.refused_total = 0
@@ -90,6 +92,7 @@ class Uplink:
             return
         if isinstance(error, TokenRefused) and self._connection.answers == 1:
             self.refused_at_start.set()
+            self.on_refused()
         log.log(logging.WARNING if failures == 1 else logging.DEBUG, "%s", error)
 
     def _send_oldest(self) -> None:
