@@ -1,7 +1,7 @@
 """`instep bench whatif`: the processor time of a what-if analysis, warm and in one process, part by part.
 
-The measuring script runs in a process of its own. With a recorded trace and its meta file it times that trace; without
-one it makes a trace of a pipeline of four stages and as many data-parallel ranks.
+The measuring script, `instep.bench.scripts.whatif_timing`, runs in a process of its own. With a recorded trace and its
+meta file it times that trace; without one it makes a trace of a pipeline of four stages and as many data-parallel ranks.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def _table(results: dict[str, Any]) -> str:
         lines.append(f"{name:28} {median:9.3f} {quartiles:>21} {min(values):9.3f} {max(values):9.3f}")
     cold = results["first_milliseconds"]
     lines.append(f"first in this process, with imports and compiled code: {cold:.0f} ms")
-    lines.append(f"peak memory of the first analysis: {results['peak_bytes'] / 1e6:.0f} MB; slowdown {results['slowdown']:.6f}")
+    lines.append(f"peak memory of the first analysis: {results['peak_bytes'] / 1e6:.0f} MB")
+    lines.append(f"slowdown: {results['slowdown']:.6f}")
     return "\n".join(lines)
 
 

@@ -126,7 +126,11 @@ def _integers(path: Path, table: Any, name: str) -> NDArray[Any]:
             raise EvidenceError(f"The trace {path} has {column.null_count} rows without {name}: record it in each row.")
         column = column.fill_null(pa.scalar(-1, pa.int64()).cast(column.type))
     if column.type == pa.uint64():
-        column = column.cast(pa.int64())
+        try:
+            column = column.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            reason = f"The trace {path} holds numbers in {name} that are too large: record it again."
+            raise EvidenceError(reason) from error
     values: NDArray[Any] = column.to_numpy()
     return values
 

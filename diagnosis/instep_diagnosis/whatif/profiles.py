@@ -83,7 +83,9 @@ def _rows(profile: Profile, layout: Layout) -> list[_Row]:
     steps = [(match, span) for span in profile.spans if (match := _STEP.match(span.name))]
     named = [span for span in profile.spans if _NAMED.match(span.name)]
     if not steps:
-        raise EvidenceError(f"The profile of rank {profile.rank} has no steps: call the profiler's step() once a step.")
+        raise EvidenceError(
+            f"The profile of rank {profile.rank} has no steps: give the profiler a schedule, and call its step()."
+        )
     if not named and (profile.has_kernels or layout.pp > 1):
         raise EvidenceError(
             f"The profile of rank {profile.rank} does not say which operation is which: name them in the script with "

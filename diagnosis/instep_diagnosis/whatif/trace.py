@@ -19,8 +19,9 @@ Ints = NDArray[np.int64]
 
 ROWS_MAX = 40_000_000
 """About 2 GB of working arrays; published traces have 10^5 rows."""
-RANKS_MAX = 65_536
-"""Stages times data-parallel ranks."""
+RANKS_MAX = 16_384
+"""Stages times data-parallel ranks: with eight tensor-parallel ranks each, 131,072 GPUs."""
+STAGES_MAX = 256
 SEQ_MAX = 65_536
 """Operations of one kind on one worker in one step."""
 CHUNKS_MAX = 64
@@ -41,7 +42,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         """Refuse sizes that no job has."""
-        for size, value, limit in (("pp_size", self.pp, RANKS_MAX), ("dp_size", self.dp, RANKS_MAX)):
+        for size, value, limit in (("pp_size", self.pp, STAGES_MAX), ("dp_size", self.dp, RANKS_MAX)):
             if not 1 <= value <= limit:
                 raise EvidenceError(f"The meta file's {size} is {value}: give a number from 1 to {limit}.")
         if self.pp * self.dp > RANKS_MAX:

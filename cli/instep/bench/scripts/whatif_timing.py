@@ -1,6 +1,6 @@
 """Times a what-if analysis in this process and prints the processor time of every repeat as JSON.
 
-`instep bench whatif` starts it. Compiling, or reading compiled code, falls into the first analysis, which is told apart.
+`instep bench whatif` starts it. Compiling, or reading compiled code, falls into the first analysis, which stands apart.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -105,8 +104,8 @@ def _input(options: argparse.Namespace, folder: Path) -> tuple[Path, Any]:
 
 def _make(path: Path) -> Any:
     """Write a trace of a pipeline in which one worker computes half as fast."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
     from instep_diagnosis.whatif.optypes import OPTYPES
     from instep_diagnosis.whatif.synthetic import Plan, synthetic_trace
     from instep_diagnosis.whatif.trace import Layout
@@ -127,7 +126,7 @@ def _make(path: Path) -> Any:
 
 def _tile(source: Path, target: Path, dp: int, tiles: int) -> None:
     import pyarrow as pa
-    import pyarrow.compute as pc
+    import pyarrow.compute as pc  # type: ignore[import-untyped]
     import pyarrow.parquet as pq
 
     table = pq.read_table(source)
@@ -139,4 +138,4 @@ def _tile(source: Path, target: Path, dp: int, tiles: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
