@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -78,3 +79,38 @@ def alertmanager(folder: Path, configuration: str) -> Iterator[str]:
     command += [f"--web.listen-address={address}", "--cluster.listen-address="]
     with process(command, folder / "am.log", f"http://{address}/-/ready"):
         yield f"http://{address}"
+
+
+@contextmanager
+def postgresql(folder: Path) -> Iterator[str]:
+    """A real PostgreSQL over an empty cluster; gives the URL of its database `postgres` without one's name at the end.
+
+    It refuses to run as root, so then its own user runs it.
+    """
+    needed("postgresql-15", "pg_createcluster")
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))[-1]
+    user = {"user": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
+    data, port = folder / "data", free_port()
+    if user:
+        shutil.chown(folder, "postgres")
+        folder.chmod(0o711)
+        for parent in folder.parents:
+            if parent.stat().st_mode & 0o001 == 0 and parent.owner() == "root":
+                parent.chmod(parent.stat().st_mode | 0o011)  # pytest's own folders are for root's eyes
+    initdb = [programs / "initdb", "-D", data, "-A", "trust", "-U", "instep", "--no-sync", "-E", "UTF8"]
+    subprocess.run([*initdb, "--locale=C.UTF-8"], check=True, capture_output=True, cwd="/", timeout=120, **user)
+    command = [programs / "postgres", "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", folder, "-F"]
+    log = folder / "log"
+    with log.open("ab") as output:
+        running = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/", **user)
+    try:
+        is_ready = [programs / "pg_isready", "-h", "127.0.0.1", "-p", str(port), "-U", "instep", "-d", "postgres"]
+        deadline = time.monotonic() + READY_SECONDS_MAX
+        while subprocess.run(is_ready, capture_output=True, check=False).returncode != 0:
+            if running.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"PostgreSQL did not start: {log.read_text()[-2000:]}")
+            time.sleep(0.05)
+        yield f"postgresql+psycopg://instep@127.0.0.1:{port}"
+    finally:
+        running.send_signal(signal.SIGINT)  # its fast shutdown: connections are cut
+        running.wait(30)

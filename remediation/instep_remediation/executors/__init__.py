@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 EXECUTORS: dict[str, str] = {
     "print": "instep_remediation.executors.printing:make",
+    "kubernetes": "instep_remediation.executors.kubernetes:make",
 }
 """`executor` in the configuration → `module:function`; the function takes the configuration."""
 

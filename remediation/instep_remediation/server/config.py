@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from instep_remediation.errors import PolicyError
 from instep_remediation.executors import EXECUTORS
+from instep_remediation.executors.kubernetes.settings import KubernetesConfig
 from instep_remediation.toml_file import read_toml
 
 _strict = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -88,6 +89,8 @@ class ServerConfig(BaseModel):
     """Settled incidents, ended runs and events are kept this long."""
     tokens: tuple[TokenConfig, ...] = ()
     """More tokens, by hash."""
+    kubernetes: KubernetesConfig = KubernetesConfig()
+    """How the executor `kubernetes` changes nodes."""
     hang: HangConfig = HangConfig()
     """The hang detector."""
 
