@@ -13,6 +13,7 @@ from instep_diagnosis import (
     diagnose_counters,
     diagnose_flight_recorder,
     diagnose_kernel_log,
+    diagnose_stacks,
     diagnose_steps,
 )
 from instep_diagnosis.catalogues import CatalogueRow, sxid_catalogue, xid_catalogue
@@ -26,6 +27,7 @@ _COMMANDS: tuple[tuple[str, ModuleType], ...] = (
     ("kernel-log", diagnose_kernel_log),
     ("flight-recorder", diagnose_flight_recorder),
     ("counters", diagnose_counters),
+    ("stacks", diagnose_stacks),
     ("steps", diagnose_steps),
 )
 

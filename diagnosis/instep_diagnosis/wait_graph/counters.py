@@ -28,7 +28,7 @@ def read_counters(value: Plain) -> History | None:
     """The history that a counter file or an answer of RAS holds, or None where it is neither.
 
     >>> read_counters({"0": {"completed": 3}, "1": {"completed": 2}}).ranks[1].standings
-    {'default': Standing(entered=2, started=None, completed=2)}
+    {'default': Standing(entered=None, started=None, completed=2)}
     """
     if not isinstance(value, dict):
         return None

@@ -58,7 +58,7 @@ class _Level:
     opens: tuple[tuple[int, int, str], ...] = ()
     """Number, place among the rank's calls and name of each open operation, first number first."""
     is_assumed: bool = False
-    """Only launches are known: it is open if somebody is behind."""
+    """Only launches or only completions are known: open if somebody is not as far, or farther."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +160,10 @@ def _level(calls: list[tuple[int, Call]], known: RankHistory, key: str) -> _Leve
         # The ring has lost the oldest one, or there are only counters.
         place = opens[0][1] if opens else len(known.calls)
         opens.insert(0, (completed + 1, place, ""))
-    is_assumed = not opens and not calls and entered is not None and completed is None
-    if is_assumed and entered is not None:
-        opens = [(entered, 0, "")]
+    is_assumed = not opens and not calls and (entered is None) != (completed is None)
+    if is_assumed:
+        opens = [(done + 1 if entered is None else entered, 0, "")]
+        entered = completed if entered is None else entered
     return _Level(entered, started, completed, tuple(opens), is_assumed)
 
 
@@ -194,7 +195,9 @@ def _fill(
     members = op.group.members or tuple(sorted(levels))
     op.waiting = list(places)
     op.is_completed_elsewhere = is_completed_elsewhere
-    op.behind = tuple(rank for rank in members if rank in history.ranks and not _has_entered(levels, rank, op.seq))
+    late = [rank for rank in members if rank in history.ranks and not _has_entered(levels, rank, op.seq)]
+    waiting = set(op.waiting)
+    op.behind = tuple(rank for rank in late if rank not in waiting)
     if not is_completed_elsewhere or op.is_rooted:
         op.unseen = tuple(rank for rank in members if rank not in history.ranks)
     op.started = frozenset(
@@ -208,12 +211,12 @@ def _has_entered(levels: Mapping[int, _Level], rank: int, seq: int) -> bool:
 
 
 def _is_real(op: OpenOp, places: Mapping[int, int], history: History, levels: Mapping[int, _Level]) -> bool:
-    """Whether it is open indeed: launches alone show nothing where nobody is behind, and gloo's marks lag behind an
+    """Whether it is open indeed: counts of one kind show nothing where all agree, and gloo's marks lag behind an
     operation that all have entered and somebody has left for another call."""
     if op.behind or op.unseen:
         return True
     if all(levels[rank].is_assumed for rank in op.waiting):
-        return False
+        return op.is_completed_elsewhere
     is_host = not any(history.ranks[rank].has_device for rank in op.waiting)
     is_left = any(place < len(history.ranks[rank].calls) - 1 for rank, place in places.items())
     return not (is_host and is_left and op.is_together)

@@ -217,8 +217,8 @@ def standing(raw: Mapping[Plain, Plain]) -> Standing:
         started = None
     if completed is not None and entered is not None and completed > entered:
         completed = None
-    if entered is None:
-        entered = max((n for n in (started, completed) if n is not None), default=None)
+    if entered is None and started is not None:
+        entered = max(started, completed or 0)
     return Standing(entered, started, completed)
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from random import Random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from instep_diagnosis.simulation.hangs import CALL_FAULTS, DEVICE_FAULTS, HOST_FAULTS, Fault, HangCase, hang_case
 from instep_diagnosis.simulation.programs import LAYOUTS
 from instep_diagnosis.verdict import StuckAt
 from instep_diagnosis.wait_graph.assembly import assemble
 from instep_diagnosis.wait_graph.finding import Finding
 from instep_diagnosis.wait_graph.judge import localise
+from instep_diagnosis.wait_graph.recorder import RecorderDump
 
 
 def judged(case: HangCase) -> Finding:
@@ -79,3 +84,34 @@ def test_two_victims_without_dumps_change_nothing(fault):
 def test_the_same_seed_makes_the_same_job():
     assert hang_case(7) == hang_case(7)
     assert hang_case(7) != hang_case(8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 1 << 30))
+def test_ranks_renumbered_and_dumps_in_another_order_move_the_answer_along(seed):
+    case, random = hang_case(seed, world_size_max=16), Random(seed)
+    new = random.sample(range(case.world_size), case.world_size)
+    before = judged(case)
+    moved = {new[rank]: renumbered(dump, new, random) for rank, dump in case.dumps.items()}
+    after = localise(assemble(dict(random.sample(sorted(moved.items()), len(moved)))))
+    if case.fault is Fault.DEAD and not any(dump.groups for dump in case.dumps.values()):
+        return  # Raw dumps do not say how many ranks there are: the dead one may now be the last.
+    assert after.culprits == tuple(sorted(new[rank] for rank in before.culprits))
+    assert (after.kind, after.cause, after.is_tied) == (before.kind, before.cause, before.is_tied)
+
+
+def renumbered(dump: RecorderDump, new: list[int], random: Random) -> RecorderDump:
+    """A dump with other global ranks, other local ids and, where members are listed, other local names of groups."""
+    gap = random.randrange(1, 5)
+    shift = random.randrange(5) if dump.groups else 0
+
+    def name(old: str) -> str:
+        return str(int(old) * gap + shift) if dump.groups else old
+
+    groups = [replace(g, name=name(g.name), members=tuple(new[rank] for rank in g.members)) for g in dump.groups]
+    return replace(
+        dump,
+        groups=tuple(random.sample(groups, len(groups))),
+        entries=tuple(replace(e, name=name(e.name), pg_id=e.pg_id * gap) for e in dump.entries),
+        statuses={pg_id * gap: standing for pg_id, standing in dump.statuses.items()},
+    )
