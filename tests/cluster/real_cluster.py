@@ -1,14 +1,16 @@
-"""A real, disposable cluster behind the same methods as the stand-in, for the checks that run against either.
+"""A real, disposable API server behind the same methods as the stand-in, for the checks that run against either.
 
-It needs an administrator's kubeconfig and no nodes named node-a, node-b, node-c. The nodes and pods that the checks add
-have no kubelet: pods are set to Running by writing their status, and a thread confirms their deletion. The disruption
-controller of the cluster computes the budgets; an API server without one cannot pass the checks about budgets.
+It needs an administrator's kubeconfig, no nodes named node-a, node-b, node-c, and a controller manager that runs the
+disruption controller and none of the apps controllers (`--controllers=disruption`): those would replace the pods that
+the checks place. These have no kubelet: they are set to Running by writing their status, and a thread confirms their
+deletion.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -59,9 +61,12 @@ class RealCluster:
     def call(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> Any:
         """One request; raises ApiException."""
         headers = {"Content-Type": content_type, "Accept": "application/json"}
-        return self._api.call_api(
-            path, method, header_params=headers, body=body, response_type="object", auth_settings=["BearerToken"]
-        )[0]
+        asked = self._api.param_serialize(method, path, header_params=headers, body=body, auth_settings=["BearerToken"])
+        answer = self._api.call_api(*asked)
+        text = (answer.read() or b"{}").decode()
+        if not 200 <= answer.status < 300:
+            raise client.ApiException(status=answer.status, reason=answer.reason, body=text)
+        return json.loads(text)
 
     def _url(self, kind: Kind, namespace: str, name: str = "") -> str:
         root = f"/apis/{kind.group}/{kind.version}" if kind.group else f"/api/{kind.version}"

@@ -119,13 +119,13 @@ def test_drain_leaves_mirror_pods(cluster: Cluster, kubectl: Kubectl):
     assert cluster.pods_on("node-a") == ["kube-system/static"]
 
 
-def test_drain_moves_pods_to_other_nodes(cluster: Cluster, kubectl: Kubectl):
+def test_drain_moves_pods_to_other_nodes(server: ApiServer, kubectl: Kubectl):
     for index in range(3):
-        cluster.add_pod("default", f"web-{index}", node="node-a", owner="ReplicaSet/web")
-    cluster.add_budget("default", "web", labels={"app": "web"}, min_available=2)
+        server.add_pod("default", f"web-{index}", node="node-a", owner="ReplicaSet/web")
+    server.add_budget("default", "web", labels={"app": "web"}, min_available=2)
     succeeded(kubectl("drain", "node-a", "--timeout=50s"))
-    assert cluster.pods_on("node-a") == []
-    cluster.wait_until(lambda: len(cluster.pods_on("node-b") + cluster.pods_on("node-c")) == 3)
+    assert server.pods_on("node-a") == []
+    server.wait_until(lambda: len(server.pods_on("node-b") + server.pods_on("node-c")) == 3)
 
 
 def test_drain_waits_for_a_budget_and_goes_on_when_it_allows(cluster: Cluster, kubectl: Kubectl):

@@ -12,7 +12,7 @@ from kubernetes import client, watch
 from kubernetes.client.rest import ApiException
 
 from tests.cluster.api_server import ApiServer
-from tests.cluster.conftest import kubectl_with
+from tests.cluster.conftest import Kubectl, kubectl_with
 
 ROOT = Path(__file__).parents[2]
 
@@ -144,6 +144,32 @@ def test_events_are_one_storage_under_two_groups(server: ApiServer, api: client.
     assert (found.message, found.reporting_component, found.involved_object.name) == ("Xid 79", "instep", "node-a")
     again = new.list_namespaced_event("default", field_selector="regarding.name=node-a").items[0]
     assert (again.note, again.reporting_controller) == ("Xid 79", "instep")
+
+
+def test_a_collection_is_deleted_by_its_labels(server: ApiServer, api: client.ApiClient):
+    core = client.CoreV1Api(api)
+    for name in ("a", "b", "c"):
+        core.create_namespaced_config_map("default", {"metadata": {"name": name, "labels": {"keep": str(name == "c")}}})
+    core.delete_collection_namespaced_config_map("default", label_selector="keep=False")
+    assert [found["metadata"]["name"] for found in server.all("ConfigMap", "default")] == ["c"]
+
+
+def test_a_deployment_is_scaled_and_takes_its_pods_along(server: ApiServer, kubectl: Kubectl):
+    template = {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "a", "image": "x"}]}}
+    spec = {"replicas": 2, "selector": {"matchLabels": {"app": "web"}}, "template": template}
+    server.create({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": spec})
+    server.wait_until(lambda: len(server.all("Pod")) == 2)
+    assert kubectl("scale", "deployment/web", "--replicas=3").returncode == 0
+    server.wait_until(lambda: len(server.all("Pod")) == 3)
+    assert kubectl("delete", "deployment/web").returncode == 0
+    server.wait_until(lambda: not server.all("Pod") and not server.all("ReplicaSet"))
+
+
+def test_every_node_gets_a_pod_of_a_daemon_set(server: ApiServer):
+    template = {"metadata": {"labels": {"app": "agent"}}, "spec": {"containers": [{"name": "a", "image": "x"}]}}
+    spec = {"selector": {"matchLabels": {"app": "agent"}}, "template": template}
+    server.create({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "agent"}, "spec": spec})
+    server.wait_until(lambda: all(len(server.pods_on(f"node-{x}")) == 1 for x in "abc"))
 
 
 def test_runs_as_a_process_of_its_own(tmp_path: Path):

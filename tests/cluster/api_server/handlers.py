@@ -194,13 +194,13 @@ class Handlers:
         return Answer({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": about})
 
     def _delete_all(self, request: Request, target: Target) -> Answer:
-        asked = request.deletion()
-        listed = self._list(request, target).body
-        for value in listed.get("items", []):
-            self._resources.delete(
-                target.kind, value["metadata"].get("namespace", ""), value["metadata"]["name"], asked
-            )
-        return Answer(listed)
+        asked, matches = request.deletion(), self._matches(request, target)
+        listed = self._list(request, target)
+        for value in self.store.all(target.kind.storage, target.namespace):
+            if matches(value):
+                metadata = value["metadata"]
+                self._resources.delete(target.kind, metadata.get("namespace", ""), metadata["name"], asked)
+        return listed
 
     def _subresource(self, request: Request, target: Target, call: Call) -> Answer:
         if call.verb == "create" and target.subresource == "eviction":
