@@ -76,6 +76,21 @@ def test_a_wrong_token_at_the_first_answer_ends_with_3(server, start):
     assert "does not accept the agent's token" in said
 
 
+def test_a_token_that_is_changed_in_its_file_is_used_without_a_restart(server, start, tmp_path):
+    token = tmp_path / "token"
+    token.write_text("secret\n")
+    process = start("--server", server.url, "--token-file", token, "--interval", 0.05)
+    server.wait_for(lambda it: it.frames)
+    server.token = "next"
+    refused = len(server.requests)
+    server.wait_for(lambda it: len(it.requests) > refused + 1)
+    (tmp_path / "new").write_text("next\n")
+    (tmp_path / "new").rename(token)
+    arrived = len(server.frames)
+    server.wait_for(lambda it: len(it.frames) > arrived)
+    assert process.poll() is None
+
+
 def test_goes_on_over_a_restart_of_the_server(start, tmp_path):
     first = IngestServer()
     process = start("--server", first.url, "--spool", tmp_path / "spool", "--interval", 0.1)

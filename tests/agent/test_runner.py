@@ -3,6 +3,7 @@
 import math
 import os
 import struct
+import threading
 from itertools import pairwise
 
 import pytest
@@ -11,6 +12,7 @@ from instep_agent.frames import SERIES_MAX
 from instep_agent.metric import gauge
 from instep_agent.node import Fact
 from instep_agent.runner import Runner
+from instep_agent.watchdog import Watchdog
 from instep_agent.wire import GpuReport, RankReport, Sample, StepReport
 from made_nodes import Clock, node_at
 
@@ -251,6 +253,16 @@ def test_a_source_that_does_not_come_back_is_said_while_it_lasts(tmp_path, caplo
     slow.takes_seconds, slow.meanwhile = 0.0, None
     agent.after(1)
     assert [event.kind for frame in agent.frames for event in frame.events][-1] == "source_recovered"
+
+
+def test_the_watchdog_looks_until_it_is_closed():
+    looked = threading.Semaphore(0)
+    watchdog = Watchdog(looked.release, interval_seconds=0.001)
+    watchdog.start()
+    assert looked.acquire(timeout=20)
+    assert looked.acquire(timeout=20)
+    watchdog.close(20)
+    assert not watchdog._thread.is_alive()
 
 
 def test_a_source_within_its_deadline_is_not_slow(tmp_path):
