@@ -1,7 +1,7 @@
 """`instep bench whatif`: the processor time of a what-if analysis, warm and in one process, part by part.
 
 The measuring script, `instep.bench.scripts.whatif_timing`, runs in a process of its own. With a recorded trace and its
-meta file it times that trace; without one it makes a trace of a pipeline of four stages and as many data-parallel ranks.
+meta file it times that trace; without one it makes a trace of four stages and as many data-parallel ranks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ MEMORY_BYTES_MAX = 1e9
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark; 0 measured, 1 not within the bar that was given, 2 used wrongly, 3 could not measure."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if (options.trace is None) != (options.meta is None):
+        parser.error("a trace and its --meta go together")
     command = [sys.executable, str(SCRIPT), "--repeats", str(max(3, options.repeats)), "--tiles", str(options.tiles)]
     command += ["--engine", options.engine]
     if options.trace:
@@ -33,7 +36,8 @@ def main(arguments: Sequence[str]) -> int:
         print(f"instep bench whatif: no result within {TIMEOUT_SECONDS:.0f} s: lower --repeats.", file=sys.stderr)
         return 3
     if run.returncode:
-        print(f"instep bench whatif: {run.stderr.strip().splitlines()[-1:] or 'no result'}", file=sys.stderr)
+        reason = (run.stderr.strip().splitlines() or ["no result"])[-1]
+        print(f"instep bench whatif: {reason}", file=sys.stderr)
         return 3
     results = json.loads(run.stdout)
     print(json.dumps(results, indent=2) if options.json else _table(results))

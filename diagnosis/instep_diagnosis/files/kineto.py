@@ -23,12 +23,17 @@ _DEVICE = "gpu_user_annotation"
 _IN_NAME = re.compile(r"rank[-_.]?(\d{1,6})")
 
 
+class _Arguments(msgspec.Struct):
+    external: object = msgspec.field(name="External id", default=None)
+
+
 class _Event(msgspec.Struct):
     ph: str = ""
     cat: str = ""
     name: str = ""
     ts: float = 0.0
     dur: float = 0.0
+    args: _Arguments | None = None
 
 
 class _Distributed(msgspec.Struct):
@@ -72,13 +77,28 @@ def read_profile(path: Path) -> Profile:
     whole = [event for event in document.events if event.ph == "X"]
     if any(not (0 <= event.dur * MICROSECOND <= SECONDS_MAX) for event in whole):
         raise EvidenceError(f"The profile {path} holds an event of impossible length: export it again.")
-    on_device = {event.name for event in whole if event.cat == _DEVICE}
-    spans = [
-        Span(event.name, event.ts * MICROSECOND, (event.ts + event.dur) * MICROSECOND)
-        for event in whole
-        if event.cat == _DEVICE or (event.cat in _HOST and event.name not in on_device)
+    return Profile(rank, _spans(whole), has_kernels=any(event.cat == "kernel" for event in whole))
+
+
+def _spans(events: list[_Event]) -> list[Span]:
+    """The ranges of the host; in place of those that the device shows too, the device's."""
+    on_device: dict[tuple[str, str], list[Span]] = {}
+    for number, event in enumerate(events):
+        if event.cat == _DEVICE:
+            known = event.args.external if event.args else None
+            key = event.name, f"alone {number}" if known is None else str(known)
+            on_device.setdefault(key, []).append(_span(event))
+    names = {name for name, _ in on_device}
+    host = [_span(event) for event in events if event.cat in _HOST and event.name not in names]
+    return host + [
+        # A range whose kernels ran on several streams is shown once on each of them.
+        Span(name, min(span.start for span in spans), max(span.end for span in spans))
+        for (name, _), spans in on_device.items()
     ]
-    return Profile(rank, spans, has_kernels=any(event.cat == "kernel" for event in whole))
+
+
+def _span(event: _Event) -> Span:
+    return Span(event.name, event.ts * MICROSECOND, (event.ts + event.dur) * MICROSECOND)
 
 
 def _bytes(path: Path) -> bytes:

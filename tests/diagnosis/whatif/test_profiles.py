@@ -118,7 +118,9 @@ def test_ranges_seen_on_the_device_count_instead_of_the_hosts(tmp_path, capsys):
         for number in range(2):
             at = 10.0 * number
             events.append(event("forward-compute", at, at + 0.1))
-            events.append(event("forward-compute", at + 0.5, at + 1.5 + rank, "gpu_user_annotation"))
+            for start, end in ((at + 0.5, at + 1), (at + 0.75, at + 1.5 + rank)):  # two streams of one range
+                seen = event("forward-compute", start, end, "gpu_user_annotation")
+                events.append({**seen, "args": {"External id": number}})
             events.append(event("gemm", at + 0.5, at + 1.5 + rank, "kernel"))
         write(tmp_path / "p", rank, events)
     assert analysed(capsys, tmp_path / "p")["slowdown"] == pytest.approx(2 / 1.5)
