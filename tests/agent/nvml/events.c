@@ -2,8 +2,7 @@
 #include "scenario.h"
 
 #include <stdlib.h>
-
-#define POLL_MILLISECONDS 2
+#include <unistd.h>
 
 struct nvmlEventSet_st {
     unsigned long long types[GPUS_MAX];
@@ -68,19 +67,19 @@ static int take_event(nvmlEventSet_t set, nvmlEventData_t *data) {
 
 nvmlReturn_t nvmlEventSetWait_v2(nvmlEventSet_t set, nvmlEventData_t *data, unsigned int timeout_milliseconds) {
     nvmlReturn_t begun = begin(__func__);
-    unsigned int waited = 0;
+    unsigned long long now = now_milliseconds(), end = now + timeout_milliseconds;
     if (begun != NVML_SUCCESS)
         return begun;
     struct answer failing = look_up_system("event_wait");
     if (failing.status != NVML_SUCCESS && failing.status != NVML_ERROR_NOT_SUPPORTED)
         return failing.status;
-    while (!take_event(set, data)) {
-        if (waited >= timeout_milliseconds)
-            return NVML_ERROR_TIMEOUT;
-        sleep_milliseconds(POLL_MILLISECONDS);
-        waited += POLL_MILLISECONDS;
-    }
-    return NVML_SUCCESS;
+    if (take_event(set, data))
+        return NVML_SUCCESS;
+    int watch = watch_scenario(), is_there;
+    while (!(is_there = take_event(set, data)) && (now = now_milliseconds()) < end)
+        wait_for_change(watch, (unsigned int)(end - now));
+    close(watch);
+    return is_there ? NVML_SUCCESS : NVML_ERROR_TIMEOUT;
 }
 
 nvmlReturn_t nvmlGpmQueryDeviceSupport(nvmlDevice_t device, nvmlGpmSupport_t *support) {

@@ -1,17 +1,23 @@
 /* Reads the scenario file (INSTEP_NVML_SCENARIO) again whenever it was replaced, and answers from its lines. */
 #include "scenario.h"
 
+#include <libgen.h>
+#include <limits.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #define LINES_MAX 4096
-#define HANG_POLL_MILLISECONDS 10
+#define HANG_POLL_MILLISECONDS 1000
 
 struct line {
+    unsigned int hash; /* of the key: lines are looked through for every answer, and must not cost more than the agent */
     char key[NAME_BYTES_MAX];
     char value[VALUE_BYTES_MAX];
 };
@@ -23,13 +29,22 @@ static unsigned int users;
 static struct nvmlDevice_st devices[GPUS_MAX];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
+static unsigned int hash_of(const char *key) {
+    unsigned int hash = 5381;
+    while (*key)
+        hash = hash * 33 + (unsigned char)*key++;
+    return hash;
+}
+
 static void read_line(const char *text) {
     struct line line;
     memset(&line, 0, sizeof line);
     if (text[0] == '#' || line_count == LINES_MAX)
         return;
-    if (sscanf(text, "%95s %159[^\n]", line.key, line.value) == 2)
-        lines[line_count++] = line;
+    if (sscanf(text, "%95s %159[^\n]", line.key, line.value) != 2)
+        return;
+    line.hash = hash_of(line.key);
+    lines[line_count++] = line;
 }
 
 /* The writer puts a whole new file in the old one's place, so that an open file never changes under its reader. */
@@ -68,9 +83,12 @@ static struct answer parse(const char *value) {
 }
 
 static const char *find(const char *key, const char *other_key, unsigned int *position) {
+    unsigned int hash = hash_of(key), other_hash = other_key == NULL ? hash : hash_of(other_key);
     while (*position > 0) {
         const struct line *line = &lines[--*position];
-        if (strcmp(line->key, key) == 0 || (other_key != NULL && strcmp(line->key, other_key) == 0))
+        if (line->hash == hash && strcmp(line->key, key) == 0)
+            return line->value;
+        if (line->hash == other_hash && other_key != NULL && strcmp(line->key, other_key) == 0)
             return line->value;
     }
     return NULL;
@@ -151,9 +169,29 @@ static int hangs(const char *function, nvmlDevice_t device) {
     return 0;
 }
 
-void sleep_milliseconds(unsigned int milliseconds) {
-    struct timespec wait = {milliseconds / 1000, (long)(milliseconds % 1000) * 1000000L};
-    nanosleep(&wait, NULL);
+int watch_scenario(void) {
+    char folder[PATH_MAX];
+    const char *path = getenv("INSTEP_NVML_SCENARIO");
+    int watch = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+    if (watch < 0 || path == NULL || strlen(path) >= sizeof folder)
+        return watch;
+    strcpy(folder, path);
+    inotify_add_watch(watch, dirname(folder), IN_MOVED_TO);
+    return watch;
+}
+
+void wait_for_change(int watch, unsigned int milliseconds) {
+    char events[4096];
+    struct pollfd wanted = {watch, POLLIN, 0};
+    poll(&wanted, 1, (int)milliseconds);
+    while (read(watch, events, sizeof events) > 0)
+        ;
+}
+
+unsigned long long now_milliseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (unsigned long long)now.tv_sec * 1000 + (unsigned long long)now.tv_nsec / 1000000;
 }
 
 static void refresh_locked(void) {
@@ -164,10 +202,12 @@ static void refresh_locked(void) {
 
 static void wait_while_hanging(const char *function, nvmlDevice_t device) {
     refresh_locked();
-    while (hangs(function, device)) {
-        sleep_milliseconds(HANG_POLL_MILLISECONDS);
-        refresh_locked();
-    }
+    if (!hangs(function, device))
+        return;
+    int watch = watch_scenario();
+    for (refresh_locked(); hangs(function, device); refresh_locked())
+        wait_for_change(watch, HANG_POLL_MILLISECONDS);
+    close(watch);
 }
 
 nvmlReturn_t begin(const char *function) {

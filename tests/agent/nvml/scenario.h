@@ -47,7 +47,11 @@ int next_event(unsigned long long after, struct event *found);
 
 void initialise(void);
 nvmlReturn_t shut_down(void);
-void sleep_milliseconds(unsigned int milliseconds);
+
+/* Waiting costs nothing, as with the real driver: begin to watch, look, then wait for the file to be replaced. */
+int watch_scenario(void);
+void wait_for_change(int watch, unsigned int milliseconds);
+unsigned long long now_milliseconds(void);
 nvmlReturn_t give_text(struct answer answer, char *text, unsigned int length);
 
 #define BEGIN(device)                                                  \
