@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import urllib.error
 import urllib.parse
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from instep_remediation.errors import ClientError
+from instep_remediation.errors import ClientError, Refusal
 
 TIMEOUT_SECONDS = 10.0
+TRIES_MAX = 2
+"""Of a change whose answer did not come: it carries a key, so it is made once."""
 DEFAULT_SERVER = "http://127.0.0.1:7070"
 
 
@@ -29,15 +33,39 @@ class Client:
 
     def get_bytes(self, path: str) -> bytes:
         """Return an answer's body; raises ClientError with one sentence."""
+        return self._ask(urllib.request.Request(self._server + path, headers=self._headers()))
+
+    def post(self, path: str, body: dict[str, Any], *, version: int | None = None) -> Any:
+        """Have a change made once, if the thing is still of this version; returns the JSON answer.
+
+        Raises Refusal when the server will not, ClientError when it cannot be asked.
+        """
+        headers = self._headers() | {"Content-Type": "application/json", "Idempotency-Key": secrets.token_urlsafe(16)}
+        if version is not None:
+            headers["If-Match"] = f'"{version}"'
+        request = urllib.request.Request(self._server + path, json.dumps(body).encode(), headers, method="POST")
+        for is_last in [False] * (TRIES_MAX - 1) + [True]:
+            try:
+                return json.loads(self._ask(request))
+            except Refusal:
+                raise
+            except ClientError:
+                if is_last:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._token}"}
+
+    def _ask(self, request: urllib.request.Request) -> bytes:
         try:
-            request = urllib.request.Request(self._server + path, headers={"Authorization": f"Bearer {self._token}"})
             with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
                 body: bytes = response.read()
                 return body
         except urllib.error.HTTPError as error:
             with error:
-                raise ClientError(_detail(error)) from error
-        except (OSError, ValueError) as error:
+                raise Refusal(_detail(error), status=error.code) from error
+        except (OSError, ValueError, HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise ClientError(
                 f"Cannot ask the server at {self._server} ({reason}): start it, or name it with --server or "

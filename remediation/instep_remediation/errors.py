@@ -4,6 +4,7 @@
 RemediationError
 ├── PolicyError    the policy or configuration is wrong; names file, key and value. A retry does not help.
 ├── ClientError    the server could not be asked. A retry may help.
+│   └── Refusal       it was asked, and refused. A retry does not help
 ├── DeliveryError  a message did not reach its receiver. A retry helps; the outbox does it.
 │   └── DeliveryRefused   the receiver will never take it
 └── DecisionError  a person's decision cannot be carried out; nothing was changed
@@ -27,6 +28,14 @@ class PolicyError(RemediationError):
 
 class ClientError(RemediationError):
     """The server did not answer, or refused."""
+
+
+class Refusal(ClientError):
+    """The server refused, with this status."""
+
+    def __init__(self, sentence: str, *, status: int) -> None:
+        super().__init__(sentence)
+        self.status = status
 
 
 class DeliveryError(RemediationError):

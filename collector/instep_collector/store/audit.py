@@ -15,12 +15,11 @@ def note(session: Session, *, at: float, actor: str, action: str, subject: str, 
     session.add(Audit(at=at, actor=actor[:200], action=action[:60], subject=subject[:300], reason=reason))
 
 
-def find(session: Session, *, subject: str | None, actor: str | None, limit: int) -> Sequence[Audit]:
+def find(session: Session, *, subject: str = "", actor: str = "", limit: int) -> Sequence[Audit]:
     """Return lines about a subject, by an actor, or both, newest first."""
     query = select(Audit).order_by(Audit.id.desc()).limit(limit)
-    if subject is not None:
-        query = query.where(Audit.subject == subject)
-    return session.scalars(query if actor is None else query.where(Audit.actor == actor)).all()
+    query = query.where(Audit.subject == subject) if subject else query
+    return session.scalars(query.where(Audit.actor == actor) if actor else query).all()
 
 
 def recent(session: Session, *, limit: int = 200) -> Sequence[Audit]:

@@ -34,7 +34,7 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 IncidentStates = Annotated[list[contract.IncidentState] | None, Query(max_length=10)]
 PlanStates = Annotated[list[contract.PlanState] | None, Query(max_length=10)]
 Run = Annotated[str, Path(max_length=200, pattern=r"^[^\x00/]+$")]
-Word = Annotated[str | None, Query(max_length=300, pattern=r"^[^\x00]*$")]
+Word = Annotated[str, Query(max_length=300, pattern=r"^[^\x00]*$")]
 ZIP: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}
 }
@@ -157,7 +157,7 @@ def policy_routes(runtime: Runtime) -> APIRouter:
     router = APIRouter(prefix="/api/v1", tags=["policy"])
 
     @router.get("/audit", response_model=contract.AuditLines)
-    async def list_audit(subject: Word = None, actor: Word = None, limit: Limit = 200) -> JSONResponse:
+    async def list_audit(subject: Word = "", actor: Word = "", limit: Limit = 200) -> JSONResponse:
         """Return who changed what, and why, newest first; `subject` is such as `plan 7` or `node node-b`."""
         with runtime.store.begin() as session:
             rows = audit.find(session, subject=subject, actor=actor, limit=limit)

@@ -46,7 +46,8 @@ class Asking:
 
     actor: str
     token_sha256: str
-    key: str | None
+    key: str
+    """Empty: every asking is a change of its own."""
     request_sha256: str
     version: int | None
     """From If-Match; None takes any."""
@@ -55,17 +56,16 @@ class Asking:
 async def asking(
     request: Request,
     idempotency_key: Annotated[
-        str | None,
+        str,
         Header(
-            min_length=1,
             max_length=KEY_LENGTH_MAX,
-            pattern="^[!-~]+$",
+            pattern="^[!-~]*$",
             description="The same change asked for again with the same key within 24 hours is made once.",
         ),
-    ] = None,
+    ] = "",
     if_match: Annotated[
-        str | None, Header(max_length=100, description="The ETag of what was looked at; 412 when it has changed since.")
-    ] = None,
+        str, Header(max_length=100, description="The ETag of what was looked at; 412 when it has changed since.")
+    ] = "",
 ) -> Asking:
     """Return who asks for a change, from a request's headers and body."""
     principal: Principal = request.scope["instep.principal"]
@@ -84,13 +84,13 @@ async def asking(
 Asked = Annotated[Asking, Depends(asking)]
 
 
-def version_of(if_match: str | None) -> int | None:
+def version_of(if_match: str) -> int | None:
     """Return the version that an If-Match header asks for.
 
     >>> version_of('"3"'), version_of("*"), version_of('W/"3"')
     (3, None, -1)
     """
-    if if_match is None or if_match.strip() == "*":
+    if if_match.strip() in ("", "*"):
         return None
     found = ETAG.fullmatch(if_match.strip())
     return int(found[1]) if found else NEVER
@@ -124,7 +124,7 @@ def taken(runtime: Runtime, asked: Asking, do: Do) -> JSONResponse:
 def _answer(asked: Asking, status: int, body: dict[str, Any], *, at: float) -> Answer:
     return Answer(
         token_sha256=asked.token_sha256,
-        key=asked.key or "",
+        key=asked.key,
         request_sha256=asked.request_sha256,
         status=status,
         body=body,

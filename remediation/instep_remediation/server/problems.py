@@ -6,10 +6,9 @@ import json
 import logging
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
 
 from instep_remediation.errors import DecisionError, KeyReused, NotKnown, NotPossible, Outdated
 
@@ -90,6 +89,9 @@ def add_problem_handlers(app: FastAPI) -> None:
         answer = _answer(request, BY_STATUS.get(error.status_code, "malformed"), said)
         answer.headers.update(error.headers or {})
         return answer
+
+    for status in BY_STATUS.keys() - {500}:  # The framework's own refusals are of a class that FastAPI does not show.
+        app.exception_handler(status)(refuse_request)
 
     @app.exception_handler(Exception)
     async def admit_failure(request: Request, error: Exception) -> JSONResponse:
