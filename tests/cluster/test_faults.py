@@ -52,7 +52,22 @@ def test_an_answer_can_be_late(server: ApiServer, api: client.ApiClient):
     server.wait_until(lambda: bool(server.get("Node", "node-a")["spec"].get("unschedulable")))
 
 
-def test_the_official_client_repeats_a_read_by_itself(server: ApiServer, api: client.ApiClient):
-    fault = server.inject(verb="list", resource="nodes", closes=True)
-    assert len(client.CoreV1Api(api).list_node().items) == 3
-    assert fault.hits == 1
+def test_the_official_client_repeats_by_itself_what_may_be_done_twice(server: ApiServer, api: client.ApiClient):
+    core = client.CoreV1Api(api)
+    faults = [server.inject(verb=verb, closes=True) for verb in ("list", "update", "delete")]
+    node = core.list_node().items[0]
+    core.replace_node("node-a", node)
+    core.delete_node("node-a")
+    assert [fault.hits for fault in faults] == [1, 1, 1]
+    once = server.inject(verb="patch", closes=True)
+    with pytest.raises((urllib3.exceptions.ProtocolError, urllib3.exceptions.MaxRetryError)):
+        core.patch_node("node-b", {"spec": {"unschedulable": True}})
+    assert once.hits == 1
+    assert server.calls()[-1].verb == "patch"
+
+
+def test_a_delete_whose_answer_was_lost_is_repeated_and_finds_nothing(server: ApiServer, api: client.ApiClient):
+    server.inject(verb="delete", closes=True, is_after=True)
+    with pytest.raises(ApiException) as again:
+        client.CoreV1Api(api).delete_node("node-a")
+    assert again.value.status == 404

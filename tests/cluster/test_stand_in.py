@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,17 @@ def test_a_watch_by_label_sees_objects_come_and_go(server: ApiServer, api: clien
     core.patch_node("node-a", {"metadata": {"labels": {"rack": None}}})
     stream = watch.Watch().stream(core.list_node, label_selector="rack=r1", resource_version=version, timeout_seconds=1)
     assert [event["type"] for event in stream] == ["ADDED", "MODIFIED", "DELETED"]
+
+
+def test_a_watch_can_be_cut(server: ApiServer, api: client.ApiClient):
+    core = client.CoreV1Api(api)
+    with ThreadPoolExecutor(1) as aside:
+        stream = watch.Watch().stream(core.list_node, resource_version="1", timeout_seconds=600)
+        first = aside.submit(next, stream)
+        assert first.result()["type"] == "ADDED"
+        server.drop_watches()
+        rest = aside.submit(lambda: [event["object"].metadata.name for event in stream])
+        assert rest.result()[-1] == "node-c"
 
 
 def test_events_are_one_storage_under_two_groups(server: ApiServer, api: client.ApiClient):
