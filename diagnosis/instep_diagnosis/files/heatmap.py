@@ -19,7 +19,7 @@ def write_heatmap(path: Path, slowdown_PD: Array, title: str) -> None:
     figure = Figure(figsize=(min(24.0, 2.5 + 0.6 * dps), min(16.0, 1.6 + 0.5 * stages)), layout="constrained")
     axes = figure.add_subplot()
     shown = axes.imshow(slowdown_PD, vmin=COLOUR_LOW, vmax=COLOUR_HIGH, cmap="YlOrRd", aspect="auto")
-    axes.set(title=title, xlabel="DP rank", ylabel="stage")
+    axes.set(title=title.replace("$", r"\$"), xlabel="DP rank", ylabel="stage")
     for setter, count in ((axes.set_xticks, dps), (axes.set_yticks, stages)):
         setter(range(0, count, max(1, count // 32)))
     if slowdown_PD.size <= CELLS_WITH_NUMBERS_MAX:

@@ -47,7 +47,11 @@ class _Document(msgspec.Struct):
 
 def read_profiles(folder: Path, meta: Path | None) -> Trace:
     """The profiles of a folder as a trace; without a meta file every profile is a data-parallel rank."""
-    paths = sorted(path for path in folder.iterdir() if path.name.endswith((".json", ".json.gz")))
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.name.endswith((".json", ".json.gz")))
+        paths = [path for path in paths if path.is_file()]
+    except OSError as error:
+        raise EvidenceError(f"Cannot read the folder {folder} ({error.strerror}): give one of yours.") from error
     if not paths:
         raise EvidenceError(f"The folder {folder} holds no profile: export one .json or .json.gz a rank.")
     if len(paths) > PROFILES_MAX:

@@ -20,6 +20,7 @@ from instep_diagnosis.whatif.optypes import CODES
 from instep_diagnosis.whatif.trace import RANKS_MAX, ROWS_MAX, Layout, Trace
 
 META_BYTES_MAX = 64 << 10
+NAME_LENGTH_MAX = 200
 TABLE_BYTES_MAX = 8 << 30
 """Uncompressed size of the columns that are read, as the file itself states it."""
 KINDS_MAX = 10_000
@@ -54,7 +55,8 @@ def read_layout(path: Path) -> Layout:
     """The layout in a meta file: `pp_size`, `dp_size`, and where present `vpp_size` and `trial_name`."""
     meta = _meta(path)
     pp, dp, vpp = (_size(path, meta, name) for name in ("pp_size", "dp_size", "vpp_size"))
-    return Layout(pp, dp, vpp, name=str(meta.get("trial_name", ""))[:200])
+    name = str(meta.get("trial_name", ""))[:NAME_LENGTH_MAX]
+    return Layout(pp, dp, vpp, name="".join(letter for letter in name if letter.isprintable()))
 
 
 def read_tensor_size(path: Path) -> int:

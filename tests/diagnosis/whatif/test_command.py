@@ -90,6 +90,12 @@ def test_heatmap_is_a_picture(files, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_hostile_name_reaches_neither_the_terminal_nor_the_picture(files, tmp_path, capsys):
+    files[1].write_text('pp_size: 2\ndp_size: 2\ntrial_name: "a\\e[2J$\\\\frac{$"\n')
+    assert main([str(files[0]), "--meta", str(files[1]), "--heatmap", str(tmp_path / "workers.png")]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
 def test_timeline_shows_a_step_as_recorded_and_ideal(files, tmp_path):
     trace, meta = files
     out = tmp_path / "step.json"
