@@ -1,7 +1,7 @@
 """What a source is doing right now, kept where the agent can read it although the source never comes back.
 
 A source says which call it is about to make: `announce("nvmlDeviceGetTemperature gpu 3")`. That is one write into a
-page of memory that the agent shares with the child process (1 µs), so a source may do it before every call of a driver.
+page of memory that the agent shares with the child process (0.7 µs): a source may do it before every call of a driver.
 """
 
 from __future__ import annotations

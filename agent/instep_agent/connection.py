@@ -43,7 +43,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """Whom to trust and who we are, for an https:// server. Files are read again when they change."""
+    """Whom to trust and who we are, for an https:// server. A new connection reads files that changed again."""
 
     ca_file: str = ""
     """Certificates of the authorities that the server's must come from; those of the system when empty."""

@@ -119,6 +119,7 @@ class Children:
         self._held_until_seconds: dict[str, float] = {}
         self._keeper_pid = 0
         self._control: socket.socket | None = None
+        self._orphans: set[int] = set()
         self._ready: list[Report] = []
         if self._children:
             self._start_keeper()
@@ -158,6 +159,7 @@ class Children:
         for child in self._children.values():
             self._receive(child)
         self._hear_keeper(now_seconds)
+        self._reap_orphans()
         for child in self._children.values():
             if child.asked and child.deadline_seconds <= now_seconds:
                 self._lose(child, "deadline", now_seconds)
@@ -331,12 +333,22 @@ class Children:
                 self._lose(child, ending, now_seconds)
 
     def _lose_keeper(self, now_seconds: float) -> None:
-        """Its children died with it."""
+        """Its children die with it; where the agent is the first process of its container, they become its own."""
         self._forget_keeper()
         for child in self._children.values():
+            self._orphans |= child.killed | ({child.pid} - {0})
             child.killed.clear()
             if child.is_running:
                 self._lose(child, "keeper gone", now_seconds)
+
+    def _reap_orphans(self) -> None:
+        for pid in tuple(self._orphans):
+            try:
+                if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                    continue
+            except ChildProcessError:  # somebody else's to reap
+                pass
+            self._orphans.discard(pid)
 
     def _lose(self, child: _Child, ending: str, now_seconds: float) -> None:
         running, call, call_seconds = child.progress.read()

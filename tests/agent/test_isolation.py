@@ -260,6 +260,30 @@ def test_a_keeper_that_is_killed_is_replaced(agent, tmp_path, caplog):
     assert source.pid() != first
 
 
+def test_where_the_agent_is_the_first_process_it_reaps_what_a_killed_keeper_leaves(tmp_path):
+    """As in a container, where orphans become children of process 1."""
+    program = f"""
+import sys, pathlib, os, ctypes, signal
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+from fake_accelerator import FakeAccelerator
+from instep_agent.node import Node
+from instep_agent.runner import Runner
+source = FakeAccelerator(pathlib.Path({str(tmp_path)!r}) / "fake")
+runner = Runner(Node("n"), [source], lambda *_: None)
+first = 0
+while runner.states[0].turns_total < 3:
+    if runner.states[0].turns_total == 1 and not first:
+        first = source.pid()
+        os.kill(runner.children._keeper_pid, signal.SIGKILL)
+    runner.wait(min(0.1, runner.run_due()))
+print(pathlib.Path(f"/proc/{{first}}").exists())
+runner.close()
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert run.stdout == "False\n", run.stderr
+
+
 def test_closing_leaves_no_process_and_no_descriptor_behind(tmp_path):
     before = set(os.listdir("/proc/self/fd"))
     source = FakeAccelerator(tmp_path / "fake")
