@@ -22,14 +22,14 @@ from typing import Any
 
 from instep_agent.announce import announce
 from instep_agent.errors import Absent, SourceFailed
-from instep_agent.gpu import LOST, Field, Gpu, GpuLost, is_blank, short_address, value_of
+from instep_agent.gpu import FIELD_VALUE, LOST, Field, Gpu, GpuLost, is_blank, short_address, value_of
 from instep_agent.node import Fact, Node, Reading
 from instep_agent.wire import Sample
 
 GPUS_MAX = 64
 REOPEN_SECONDS = 120.0
 REOPEN_SECONDS_MAX = 1920.0
-"""While a GPU is lost, doubling between the two. Opening costs seconds on a large node, and a GPU may be gone for good."""
+"""While a GPU is lost, doubling between the two: opening costs seconds on a large node; a GPU may be gone for good."""
 OPEN_RETRY_SECONDS = 15.0
 """After NVML could not be opened; every attempt may make the driver's helper try to load the kernel module."""
 _REOPEN = {"uninitialized", "driver_not_loaded", "lib_rm_version_mismatch"}
@@ -119,11 +119,13 @@ class Driver:
         ids = [(self._numbers[each[0]], each[1]) for each in asked]
         answers = self.call(gpu, node, "nvmlDeviceGetFieldValues", ids)
         found: dict[tuple[str, int], float] = {}
-        for each, answer in zip(asked, answers or (), strict=False):
-            if answer.nvmlReturn:
-                gpu.note(each, self._errors.get(answer.nvmlReturn, "unknown"), now_ns)
+        if answers is None:
+            return found
+        for each, (value_type, error, raw) in zip(asked, FIELD_VALUE.iter_unpack(bytes(answers)), strict=True):
+            if error:
+                gpu.note(each, self._errors.get(error, "unknown"), now_ns)
                 continue
-            value = value_of(answer)
+            value = value_of(value_type, raw)
             if value is not None:
                 found[each] = value
         return found

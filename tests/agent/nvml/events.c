@@ -75,6 +75,8 @@ nvmlReturn_t nvmlEventSetWait_v2(nvmlEventSet_t set, nvmlEventData_t *data, unsi
         return failing.status;
     if (take_event(set, data))
         return NVML_SUCCESS;
+    if (timeout_milliseconds == 0)
+        return NVML_ERROR_TIMEOUT;
     int watch = watch_scenario(), is_there;
     while (!(is_there = take_event(set, data)) && (now = now_milliseconds()) < end)
         wait_for_change(watch, (unsigned int)(end - now));
