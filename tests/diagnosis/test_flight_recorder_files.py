@@ -228,6 +228,15 @@ def test_a_gloo_rank_that_called_transfers_since_is_not_blamed_beside_one_that_d
     assert diagnosed(capsys, write(tmp_path, dumps, form="json"))["culprits"] == [2]
 
 
+def test_gloo_jobs_with_transfers_leave_a_tie_where_a_receive_cannot_be_seen(capsys, tmp_path):
+    # Both have nothing outstanding on record; one of them may sit in a receive from the other.
+    old, new = gloo(1, retired=True) | {"op_id": 3}, gloo(2, retired=False) | {"op_id": 4}
+    dumps = {rank: dump([old, *([new] if rank < 2 else [])]) for rank in range(4)}
+    found = diagnosed(capsys, write(tmp_path, dumps, form="json"))
+    assert (found["culprits"], found["is_tied"]) == ([2, 3], True)
+    assert float(str(found["confidence"])) < 0.5
+
+
 def test_raw_gloo_dumps_that_list_no_members_are_read(capsys, tmp_path):
     dumps = hang()
     for value in dumps.values():

@@ -274,7 +274,6 @@ class _Writer:
             groups=() if is_raw else tuple(groups[place] for place in own),
             statuses=statuses,
             is_gloo=self.is_gloo,
-            op_id_last=entries[-1].seq if entries else None,
         )
 
     def _progress(self, place: int, done: int, device_limit: int) -> Progress:

@@ -37,6 +37,7 @@ def assemble(
             standings={} if dump.is_gloo else _standings(dump, names[rank], with_transfers),
             has_device=not dump.is_gloo,
             may_transfer=_may_transfer(dump),
+            has_hidden_transfers=_has_hidden_transfers(dump),
         )
         for rank, dump in sorted(dumps.items())
     }
@@ -61,12 +62,14 @@ def _named(dump: RecorderDump, groups: dict[str, Group]) -> _Names:
         (group for group in dump.groups if group.members),
         key=lambda group: _made_at(group.name, ids.get((group.name, group.description), -1)),
     )
-    counts: dict[tuple[str, tuple[int, ...]], int] = defaultdict(int)
+    counts: dict[tuple[str, int], int] = defaultdict(int)
     found: _Names = {}
     for group in listed:
-        ordinal = counts[group.description, group.members]
-        counts[group.description, group.members] += 1
-        key = f"{group.description}#{ordinal}:{hash(group.members) & 0xFFFFFFFFFFFFFFFF:x}"
+        # Of numbers only, and so the same on each run; taken once, as a group may have all ranks in it.
+        members = hash(group.members) & 0xFFFFFFFFFFFFFFFF
+        ordinal = counts[group.description, members]
+        counts[group.description, members] += 1
+        key = f"{group.description}#{ordinal}:{members:x}"
         found[group.name, group.description] = groups.setdefault(key, Group(key, group.description, group.members))
     return found
 
@@ -154,11 +157,17 @@ def _standings(dump: RecorderDump, names: _Names, with_transfers: set[str]) -> d
 
 
 def _may_transfer(dump: RecorderDump) -> bool:
-    """Whether a gloo rank called transfers, which are not listed but counted, after its newest entry."""
-    if not dump.is_gloo or dump.op_id_last is None:
-        return False
-    called = max((status.entered for status in dump.statuses.values() if status.entered is not None), default=0)
-    return called > dump.op_id_last
+    """Whether a gloo rank called a send, which is not listed but counted, after its newest entry of a group."""
+    newest = {entry.pg_id: entry.op_id for entry in dump.entries}
+    return dump.is_gloo and any(
+        status.entered is not None and pg_id in newest and 0 < newest[pg_id] < status.entered
+        for pg_id, status in dump.statuses.items()
+    )
+
+
+def _has_hidden_transfers(dump: RecorderDump) -> bool:
+    """Whether a gloo rank called transfers at any time: its entries' numbers then leave some out."""
+    return dump.is_gloo and (_may_transfer(dump) or any(entry.op_id > entry.seq for entry in dump.entries))
 
 
 def _add_transfers(

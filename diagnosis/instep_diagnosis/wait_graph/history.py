@@ -73,6 +73,8 @@ class RankHistory:
     """False for gloo, which completes on the host and whose completion marks lag."""
     may_transfer: bool = False
     """It called transfers, which its recorder does not show, after the last operation on record."""
+    has_hidden_transfers: bool = False
+    """Its job calls transfers that are not on record: a rank with nothing outstanding may sit in one."""
     process: str = ""
     """What its process is seen doing (`stopped`, `dead`, `in data loader`), where the evidence says so."""
 

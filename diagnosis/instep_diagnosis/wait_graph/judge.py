@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 
-from instep_diagnosis.detectors.confidence import LOCALISED, OUTVOTED, confidence
+from instep_diagnosis.detectors.confidence import LOCALISED, LOCALISED_WEAKLY, OUTVOTED, confidence
 from instep_diagnosis.detectors.words import have, ranks_words
 from instep_diagnosis.verdict import Cause, StuckAt
 from instep_diagnosis.wait_graph.circles import circle, disordered, gone_past
@@ -32,6 +32,7 @@ from instep_diagnosis.wait_graph.signatures import Mismatch, find_mismatches
 
 SILENT_COMBINED_MAX = 12
 """Silent ranks among which the smallest explanation is looked for; beyond them all that could be it are named."""
+_HIDDEN = "gloo's recorder lists no sends and receives: a rank with nothing outstanding may wait in one for another."
 _FROZEN = frozenset({Cause.STOPPED, Cause.DEAD, Cause.UNINTERRUPTIBLE})
 _HOST, _DEVICE, _SILENT = 0.5, 0.8, 0.6
 """How surely each kind of evidence alone shows that a rank does not go on (`detectors.confidence`)."""
@@ -153,13 +154,19 @@ def _stuck(history: History, graph: WaitGraph) -> Finding | None:
     kind = StuckAt.DEVICE if lagging else StuckAt.HOST
     ops = ops_on(graph, culprits)
     first = ops[0] if ops else None
+    is_hidden = any(history.ranks[rank].has_hidden_transfers for rank in culprits)
+    is_tied = is_hidden and len(culprits) > 1
+    localised = LOCALISED_WEAKLY if is_hidden else LOCALISED
+    sure = _DEVICE if lagging else 0.0 if is_hidden else _HOST
     finding = Finding(
         culprits=culprits,
         kind=kind,
         cause=Cause.DEVICE if lagging else _host_cause(history, host),
         verdict=_stuck_words(history, graph, lagging, host, first),
-        confidence=confidence(LOCALISED, _DEVICE if lagging else _HOST, known_share=known_share(history)),
+        confidence=confidence(localised, sure, known_share=known_share(history), tied=len(culprits) if is_tied else 1),
+        is_tied=is_tied,
         evidence=(
+            *([_HIDDEN] if is_hidden else []),
             *in_short([_culprit_line(history, graph, rank) for rank in culprits], "ranks"),
             *wait_lines(graph, ops),
             *about(history),

@@ -47,6 +47,8 @@ class Entry:
     is_last_of_batch: bool = False
     """The record of a whole batch of coalesced operations, which alone carries the batch's state."""
     created_ns: int = 0
+    op_id: int = 0
+    """Its number among all operations of the group: transfers count here too, also those that are not listed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,6 @@ class RecorderDump:
     rank: int | None = None
     """Where the dump says so itself."""
     is_gloo: bool = False
-    op_id_last: int | None = None
-    """Of the newest entry: it counts transfers too, which gloo's recorder does not list."""
 
 
 def read_dump(value: Plain) -> RecorderDump | None:
@@ -86,14 +86,12 @@ def read_dump(value: Plain) -> RecorderDump | None:
     listed = value.get("entries")
     raw = [entry for entry in listed[-ENTRIES_MAX:] if isinstance(entry, dict)] if isinstance(listed, list) else []
     entries = tuple(sorted((_entry(entry) for entry in raw), key=lambda entry: entry.record_id))
-    newest = max(raw, key=lambda entry: number(entry.get("record_id")) or 0, default={})
     return RecorderDump(
         entries=entries,
         groups=_groups(value.get("pg_config")),
         statuses=_statuses(value.get("pg_status")),
         rank=_first_number(value, ("rank", "global_rank")),
         is_gloo=any(word(entry.get("profiling_name")).startswith("gloo:") for entry in raw),
-        op_id_last=number(newest.get("op_id")),
     )
 
 
@@ -121,6 +119,7 @@ def _entry(raw: Mapping[Plain, Plain]) -> Entry:
         is_transfer=is_transfer,
         peers=ends,
         is_last_of_batch=op == "coalesced",
+        op_id=number(raw.get("op_id")) or 0,
         created_ns=_number_up_to(raw.get("time_created_ns"), 1 << 63) or 0,
     )
 
