@@ -13,6 +13,7 @@ from instep_diagnosis import (
     diagnose_counters,
     diagnose_flight_recorder,
     diagnose_kernel_log,
+    diagnose_series,
     diagnose_stacks,
     diagnose_steps,
 )
@@ -29,6 +30,7 @@ _COMMANDS: tuple[tuple[str, ModuleType], ...] = (
     ("counters", diagnose_counters),
     ("stacks", diagnose_stacks),
     ("steps", diagnose_steps),
+    ("series", diagnose_series),
 )
 
 

@@ -1,0 +1,180 @@
+"""Changes of level in any series: those of single workers are told, those of all are not."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from instep_diagnosis.cli import main
+from instep_diagnosis.detectors.series import detect_series_events
+from instep_diagnosis.errors import EvidenceError
+from instep_diagnosis.files.series import read_series
+
+
+def series(seed, *, samples=300, workers=4, noise=0.01, autocorrelation=0.3):
+    """Values around 1 per time and worker, with first-order noise."""
+    dice = np.random.default_rng(seed)
+    fresh = noise * np.sqrt(1 - autocorrelation**2) * dice.standard_normal((samples, workers))
+    x_TW = fresh.copy()
+    for t in range(1, samples):
+        x_TW[t] = autocorrelation * x_TW[t - 1] + fresh[t]
+    return np.exp(x_TW)
+
+
+def events(values_TW):
+    times_T = np.arange(float(len(values_TW)))
+    return detect_series_events(values_TW, times_T, tuple(f"w{n}" for n in range(values_TW.shape[1])))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4, 16])
+@pytest.mark.parametrize("ratio", [0.8, 0.95, 1.05, 1.3])
+def test_an_event_is_told_with_its_onset_its_end_and_its_ratio(workers, ratio):
+    values_TW = series(1, workers=workers)
+    values_TW[120:200, 0] *= ratio
+    (event,) = events(values_TW)
+    assert event.worker == "w0"
+    assert abs(event.start - 120) <= 3
+    assert abs(event.end - 199) <= 3
+    assert event.ratio == pytest.approx(ratio, abs=0.02)
+    assert not event.is_ongoing
+
+
+def test_an_event_that_lasts_is_ongoing():
+    values_TW = series(2)
+    values_TW[150:, 2] *= 1.2
+    (event,) = events(values_TW)
+    assert (event.worker, event.end, event.is_ongoing) == ("w2", 299.0, True)
+
+
+@pytest.mark.parametrize("workers", [2, 3, 8])
+def test_a_shift_of_all_workers_is_no_workers_event(workers):
+    values_TW = series(3, workers=workers)
+    values_TW[140:] *= 1.4
+    assert events(values_TW) == []
+
+
+def test_slopes_and_seasons_of_the_job_are_no_events():
+    t = np.arange(600)[:, None]
+    for workers in (1, 4):
+        values_TW = series(4, samples=600, workers=workers) * np.exp(0.2 * t / 600 + 0.1 * np.sin(t * 2 * np.pi / 24))
+        assert events(values_TW) == [], workers
+
+
+def test_outliers_and_gaps_are_no_events_and_hide_none():
+    values_TW = series(5)
+    dice = np.random.default_rng(5)
+    values_TW[dice.random(values_TW.shape) < 0.02] *= 3
+    values_TW[dice.random(values_TW.shape) < 0.1] = np.nan
+    assert events(values_TW) == []
+    values_TW[100:160, 3] *= 0.9
+    assert [event.worker for event in events(values_TW)] == ["w3"]
+
+
+def test_few_healthy_series_raise_something():
+    raised = total = 0
+    for seed in range(60):
+        dice = np.random.default_rng(seed)
+        workers = int(dice.choice([1, 2, 4]))
+        values_TW = series(
+            seed, samples=int(dice.choice([60, 200, 600])), workers=workers, noise=0.03,
+            autocorrelation=float(dice.choice([0.0, 0.4, 0.7])),
+        )  # fmt: skip
+        raised += len({event.worker for event in events(values_TW)})
+        total += workers
+    assert raised <= 0.02 * total
+
+
+def test_a_silent_worker_and_an_empty_table_raise_nothing():
+    values_TW = series(6)
+    values_TW[:, 1] = np.nan
+    assert events(values_TW) == []
+    assert events(np.zeros((0, 0))) == []
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.permutations(range(4)), st.sampled_from([1e-3, 7.0, 1e6]))
+def test_permuting_and_scaling_change_nothing_but_names(order, factor):
+    values_TW = series(7)
+    values_TW[90:, 1] *= 1.3
+    (event,) = events(factor * values_TW[:, order])
+    assert order[int(event.worker[1:])] == 1
+    assert event.ratio == pytest.approx(events(values_TW)[0].ratio)
+
+
+def written(path, values_TW, *, order=None, time="{}"):
+    rows = [
+        f"{time.format(t)},w{w},{value}" for t, row in enumerate(values_TW) for w, value in enumerate(row)
+    ]
+    rows = rows if order is None else [rows[n] for n in order]
+    path.write_text("\n".join(["time,worker,value", *rows]))
+    return str(path)
+
+
+def test_the_command_takes_rows_in_any_order_twice_and_with_gaps(tmp_path, capsys):
+    values_TW = series(8)
+    values_TW[100:200, 2] *= 1.25
+    values_TW[5, 0] = np.nan
+    order = np.random.default_rng(8).permutation(np.repeat(np.arange(values_TW.size), 2))
+    assert main(["series", written(tmp_path / "a.csv", values_TW, order=order), "--json"]) == 1
+    (event,) = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert event["worker"] == "w2"
+    assert abs(event["start"] - 100) <= 3
+    assert event["ratio"] == pytest.approx(1.25, abs=0.01)
+
+
+def test_workers_that_are_not_sampled_together_are_compared_all_the_same(tmp_path):
+    values_TW = series(9)
+    values_TW[150:, 1] *= 1.3
+    values_TW[80:] *= 1.5
+    rows = [f"{t + 0.21 * w},w{w},{value}" for t, row in enumerate(values_TW) for w, value in enumerate(row)]
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(["time,worker,value", *rows]))
+    table = read_series(str(path))
+    (event,) = detect_series_events(table.values_TW, table.times_T, table.workers)
+    assert event.worker == "w1"
+    assert abs(event.start - 150) <= 3
+
+
+def test_dates_are_told_as_dates(tmp_path, capsys):
+    values_TW = series(10, samples=60)
+    values_TW[30:, 0] *= 2
+    assert main(["series", written(tmp_path / "a.csv", values_TW, time="2025-03-01T10:{:02}:00")]) == 1
+    assert "from 2025-03-01T10:30:00+00:00 and still is" in capsys.readouterr().out
+
+
+def test_a_quiet_file_ends_0(tmp_path, capsys):
+    assert main(["series", written(tmp_path / "a.csv", series(11))]) == 0
+    assert capsys.readouterr().out == "No worker changed its level by itself.\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("", "no column time"), ("time,worker\n1,a", "no column value"), ("time,worker,value\nsoon,a,1", "Line 2 of")],
+)
+def test_damage_is_told_in_one_sentence(tmp_path, capsys, text, words):
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    assert main(["series", str(path)]) == 3
+    told = capsys.readouterr().err
+    assert words in told
+    assert told.count("\n") == 1
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.binary(max_size=200)
+    | st.lists(st.tuples(st.floats() | st.text(max_size=4), st.sampled_from("ab"), st.floats() | st.none()), max_size=60)
+)
+def test_any_file_gives_events_or_one_sentence(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("fuzz") / "a.csv"
+    if isinstance(content, bytes):
+        path.write_bytes(b"time,worker,value\n" + content)
+    else:
+        path.write_text("\n".join(["time,worker,value", *(f"{t!r},{w},{v}" for t, w, v in content)]))
+    try:
+        table = read_series(str(path))
+        for event in detect_series_events(table.values_TW, table.times_T, table.workers):
+            assert np.isfinite(event.ratio)
+    except EvidenceError as error:
+        assert "\n" not in str(error)
