@@ -22,8 +22,8 @@ class SeriesSettings:
 
     price: float = 7.0
     """Of one change, in long-run variances times the logarithm of the number of samples. By simulation about one
-    healthy series in 250 raises something (40 to 2,000 samples, noise 0.3 to 10 % with autocorrelation 0 to 0.7, slopes,
-    seasons, outliers, gaps)."""
+    healthy series in 250 raises something (40 to 2,000 samples, noise 0.3 to 10 % with autocorrelation 0 to 0.7,
+    slopes, seasons, outliers, gaps)."""
     change_ratio_min: float = 0.02
     """Smaller changes of level are no event."""
     samples_min: int = 4
@@ -189,7 +189,7 @@ def _long_run_variance(rest_T: Array) -> float:
     power = float(rest_T @ rest_T)
     near = float(rest_T[1:] @ rest_T[:-1]) / power if power > 0.0 else 0.0
     rho = min(max(near, 0.0) + _MARGIN / np.sqrt(len(rest_T)), 0.9)
-    return max(power / len(rest_T), 1e-12) * (1.0 + rho) / (1.0 - rho)
+    return float(max(power / len(rest_T), 1e-12) * (1.0 + rho) / (1.0 - rho))
 
 
 _MARGIN = 1.0
