@@ -10,7 +10,7 @@ from instep_diagnosis.verdict import Cause, StuckAt
 from instep_diagnosis.wait_graph.finding import Finding, about, known_share, op_words, placed, wait_lines, wait_verb
 from instep_diagnosis.wait_graph.graph import OpenOp, OpKey, WaitGraph
 from instep_diagnosis.wait_graph.history import History
-from instep_diagnosis.wait_graph.order import find_past, peers_say
+from instep_diagnosis.wait_graph.order import find_past, peers_order, peers_say
 
 
 def gone_past(history: History, graph: WaitGraph) -> Finding | None:
@@ -113,7 +113,10 @@ def disordered(history: History, graph: WaitGraph) -> Finding | None:
         return None
     pair, found = max(split.items(), key=lambda entry: (abs(len(entry[1][True]) - len(entry[1][False])), entry[0]))
     few, many = sorted(found.values(), key=len)
-    is_tied = len(few) == len(many)
+    order = peers_order(history, *pair, apart_from={*few, *many}) if len(few) == len(many) else None
+    if order is not None:
+        few, many = found[not order], found[order]
+    is_tied = len(few) == len(many) and order is None
     culprits = tuple(sorted([*few, *many] if is_tied else few))
     first, second = (graph.ops[key] for key in pair)
     tie = " No majority tells whose order is right." if is_tied else ""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from instep_diagnosis.wait_graph.finding import group_words
 from instep_diagnosis.wait_graph.graph import OpenOp, OpKey, WaitGraph
-from instep_diagnosis.wait_graph.history import Group, History
+from instep_diagnosis.wait_graph.history import Call, Group, History
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +87,25 @@ def peers_say(history: History, graph: WaitGraph, op: OpenOp, later: OpKey) -> b
 def _is_alike(one: Group, other: Group) -> bool:
     same = (one.description, len(one.members)) == (other.description, len(other.members))
     return same and bool(one.description) and not one.is_transfer
+
+
+def peers_order(history: History, one: OpKey, other: OpKey, *, apart_from: set[int]) -> bool | None:
+    """Whether ranks of groups of the same kinds called the first of two operations before the second, None where they
+    differ or none called both."""
+    said: set[bool] = set()
+    for rank, known in history.ranks.items():
+        if rank in apart_from or not known.is_ordered:
+            continue
+        places = [_place(history, known.calls, key) for key in (one, other)]
+        if places[0] is not None and places[1] is not None:
+            said.add(places[0] < places[1])
+    return said.pop() if len(said) == 1 else None
+
+
+def _place(history: History, calls: tuple[Call, ...], key: OpKey) -> int | None:
+    """Where a rank called an operation of the same number in the same group, or in one of its kind."""
+    group = history.groups[key[0]]
+    for place, call in enumerate(calls):
+        if call.seq == key[1] and (call.group == key[0] or _is_alike(history.groups[call.group], group)):
+            return place
+    return None
