@@ -26,7 +26,8 @@ _UNSUPPORTED = {
 FIELD_VALUE = struct.Struct("<24xII8s")
 """Type, error and value in NVML's nvmlFieldValue_t; its 24 bytes before are number, scope, time and latency.
 
-Read so and not through `pynvml`'s structures, whose every attribute is a Python call: a fifth of the CPU of the GPU sources.
+Read so and not through `pynvml`'s structures, whose every attribute is a Python call: that took a fifth of the CPU of
+all GPU sources.
 """
 _VALUE_TYPES = tuple(
     (struct.Struct(f"<{code}"), bits) for code, bits in zip("dIQQqiH", (64, 32, 64, 64, 64, 32, 16), strict=True)

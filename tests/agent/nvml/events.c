@@ -7,6 +7,7 @@
 struct nvmlEventSet_st {
     unsigned long long types[GPUS_MAX];
     unsigned long long seen;
+    int is_spoilt; /* an error leaves a set in an undefined state: here it never says anything again */
 };
 
 struct nvmlGpmSample_st {
@@ -71,8 +72,12 @@ nvmlReturn_t nvmlEventSetWait_v2(nvmlEventSet_t set, nvmlEventData_t *data, unsi
     if (begun != NVML_SUCCESS)
         return begun;
     struct answer failing = look_up_system("event_wait");
-    if (failing.status != NVML_SUCCESS && failing.status != NVML_ERROR_NOT_SUPPORTED)
+    if (failing.status != NVML_SUCCESS && failing.status != NVML_ERROR_NOT_SUPPORTED) {
+        set->is_spoilt = 1;
         return failing.status;
+    }
+    if (set->is_spoilt)
+        return NVML_ERROR_UNKNOWN;
     if (take_event(set, data))
         return NVML_SUCCESS;
     if (timeout_milliseconds == 0)
