@@ -101,20 +101,6 @@ def test_every_kind_and_rank_of_uneven_durations_is_what_the_schedule_says(plan)
         assert seconds == pytest.approx(played(lambda kind, s, d, name=name: o.REPORTED_AS[kind] == name))
 
 
-@pytest.mark.parametrize(("stage", "late"), [(0, 2), (1, 1)])
-def test_the_first_backward_transfer_is_posted_two_computes_before_its_backward(stage, late):
-    """That compute is late and what follows it short, so that the transfer, longer than a forward, shows its start."""
-    slow = (o.FORWARD, stage, late)
-
-    def seconds(step, kind, stage, dp, number):
-        if kind in o.TRANSFERS:
-            return 0.5
-        return equal(step, kind, stage, dp, number) * (100 if (kind, stage, number) == slow else 1)
-
-    trace, lengths = synthetic_trace(PLANS["plain"], seconds, 2)
-    assert analyse(trace).simulated_seconds_T == pytest.approx(lengths)
-
-
 def _rows(trace, kind):
     rows = np.flatnonzero(trace.optype_N == o.CODES[kind])
     columns = (trace.step_N[rows], trace.stage_N[rows], trace.dp_N[rows], trace.seq_N[rows])
