@@ -4,6 +4,7 @@
 CollectorError
 ├── Refused          the request is at fault; carries the HTTP status. A retry helps after a 409 only.
 ├── JournalError     the journal cannot be written (disk full, no access). A retry helps once there is room.
+├── StoreAway        the database does not answer. A retry helps; what was acknowledged is in the journal meanwhile.
 └── StartError       the server cannot start as configured. A retry does not help.
 ```
 """
@@ -26,6 +27,10 @@ class Refused(CollectorError):
 
 class JournalError(CollectorError):
     """The journal could not keep a record, so nothing may be acknowledged."""
+
+
+class StoreAway(CollectorError):
+    """The database cannot be reached, or cannot write."""
 
 
 class StartError(CollectorError):

@@ -14,9 +14,9 @@ from instep_diagnosis.verdict import Kind
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from sqlalchemy.exc import SQLAlchemyError
 
 from instep_collector.clock import Clock
+from instep_collector.errors import StoreAway
 from instep_collector.intake import Intake
 from instep_collector.job_metrics import JOB_METRICS, look
 from instep_collector.journal import Journal
@@ -145,7 +145,7 @@ class _Live(Collector):
         yield from self._intake_counts()
         try:
             yield from self._stored()
-        except SQLAlchemyError:  # The detector loop counts it as an error; the rest of the page is still true.
+        except StoreAway:  # The detector loop counts it as an error; the rest of the page is still true.
             log.exception("Incidents, plans and orders are not on /metrics: the store does not answer.")
 
     def describe(self) -> Iterator[Metric]:

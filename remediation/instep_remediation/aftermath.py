@@ -5,9 +5,13 @@ Called for every report after it was journalled, and again for those that are re
 
 from __future__ import annotations
 
+import logging
+from collections import deque
+
 from instep_collector import control
 from instep_collector.clock import Clock
 from instep_collector.control import Body, Report
+from instep_collector.errors import StoreAway
 from instep_collector.registry import RunState
 from instep_collector.store import incidents, jobs, orders, plans
 from instep_collector.store.engine import Store
@@ -30,6 +34,8 @@ from instep_remediation.openings import (
 )
 from instep_remediation.verdict_json import verdict_from_json, verdict_to_json
 
+log = logging.getLogger(__name__)
+
 
 class Aftermath:
     """Follows reports."""
@@ -38,13 +44,29 @@ class Aftermath:
         self._clock = clock
         self._store = store
         self._announce = announce
+        self._late: deque[tuple[RunState, Report, Body, float]] = deque()
 
     def on_report(self, run: RunState, report: Report, body: Body, _at: float, realtime: float) -> None:
-        """Bring one report into the store, by the time at which it was received."""
+        """Bring one report into the store, by the time at which it was received.
+
+        While the database is away reports wait, in their order: they are acknowledged and in the journal.
+        """
         if isinstance(body, control.Heartbeat | control.Dump):
             return
-        with self._store.begin() as session:
-            follow(session, self._announce, run, report, body, at=realtime)
+        self._late.append((run, report, body, realtime))
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Bring what waits into the store, as far as the database answers."""
+        while self._late:
+            run, report, body, realtime = self._late[0]
+            try:
+                with self._store.begin() as session:
+                    follow(session, self._announce, run, report, body, at=realtime)
+            except StoreAway as away:
+                log.warning("%d reports wait for the database: %s", len(self._late), away)
+                return
+            self._late.popleft()
 
 
 def follow(session: Session, announce: Announce, run: RunState, report: Report, body: Body, *, at: float) -> None:

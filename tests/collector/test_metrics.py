@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from instep_agent.rank_record.layout import Phase
+from instep_collector.errors import StoreAway
 from instep_collector.job_metrics import over_ranks
 from instep_collector.metrics import JOBS_MAX, NODE_GONE_SECONDS, NODE_SILENT_SECONDS, NODES_NAMED_MAX, metric_names
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy.exc import OperationalError
 
 from tests.remediation.bench import play, server
 from tests.remediation.fake_job import FakeJob
@@ -169,7 +169,7 @@ def test_a_store_that_does_not_answer_leaves_the_rest_of_the_page(tmp_path, monk
             await running(bench, FakeJob())
 
             def fail():
-                raise OperationalError("SELECT", {}, Exception("disk I/O error"))
+                raise StoreAway("disk I/O error")
 
             monkeypatch.setattr(bench.runtime.store, "begin", fail)
             found = await page(bench)

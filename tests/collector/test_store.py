@@ -19,17 +19,24 @@ def test_the_migrations_make_what_the_models_say(tmp_path):
     store.close()
 
 
-def test_opening_it_again_changes_nothing(tmp_path):
+def test_the_migrations_make_the_same_in_every_database(database):
+    store = Store(database)
+    with store.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+    store.close()
+
+
+def test_opening_it_again_changes_nothing(database):
     for number in range(3):
-        store = Store(f"sqlite:///{tmp_path}/a.db")
+        store = Store(database)
         with store.begin() as session:
             audit.note(session, at=float(number), actor="a", action="b", subject="c", reason="d")
             assert len(audit.recent(session)) == number + 1
         store.close()
 
 
-def test_what_fails_half_way_leaves_nothing(tmp_path):
-    store = Store(f"sqlite:///{tmp_path}/a.db")
+def test_what_fails_half_way_leaves_nothing(database):
+    store = Store(database)
     with pytest.raises(RuntimeError), store.begin() as session:
         audit.note(session, at=0.0, actor="a", action="b", subject="c", reason="d")
         session.flush()

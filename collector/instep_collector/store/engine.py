@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +12,24 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from instep_collector.errors import StartError
+from instep_collector.errors import StartError, StoreAway
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+POSTGRESQL = {
+    "connect_timeout": 2,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 5000,
+    "options": "-c lock_timeout=5000",
+}
+"""libpq's settings: a database that went away is noticed within seconds, since whoever asks it waits meanwhile."""
+
+
+log = logging.getLogger(__name__)
 
 
 def _durable(connection: Any, _record: Any) -> None:
@@ -31,8 +44,10 @@ class Store:
     """A migrated database. Queries take the session that `begin` gives."""
 
     def __init__(self, url: str) -> None:
+        self.trouble = ""
+        """Why the last look at the database failed; empty while it answers."""
         try:
-            self.engine: Engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+            self.engine: Engine = _engine(url)
         except (ArgumentError, ModuleNotFoundError, SQLAlchemyError) as error:
             raise StartError(
                 f"Cannot use the database {hidden(url)} ({error}): give --database a SQLAlchemy URL such as "
@@ -50,9 +65,29 @@ class Store:
 
     @contextmanager
     def begin(self) -> Iterator[Session]:
-        """Give a session whose changes are committed together at the end, or not at all."""
-        with Session(self.engine, expire_on_commit=False) as session, session.begin():
-            yield session
+        """Give a session whose changes are committed together at the end, or not at all.
+
+        Raises StoreAway when the database does not answer or cannot write.
+        """
+        try:
+            with Session(self.engine, expire_on_commit=False) as session, session.begin():
+                yield session
+        except (OperationalError, InterfaceError) as error:
+            raise self._away(error) from error
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise self._away(error) from error
+            raise
+        if self.trouble:
+            log.warning("The database answers again.")
+            self.trouble = ""
+
+    def _away(self, error: DBAPIError) -> StoreAway:
+        first_line = str(error.orig).strip().partition("\n")[0]
+        if not self.trouble:
+            log.error("The database does not answer (%s). What is received is kept in the journal.", first_line)
+        self.trouble = first_line or "it does not answer"
+        return StoreAway(f"The database does not answer ({self.trouble}): it is asked again.")
 
     def close(self) -> None:
         """Give the connections back."""
@@ -65,6 +100,13 @@ class Store:
         with self.engine.connect() as connection, _changing_tables(connection):
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+
+def _engine(url: str) -> Engine:
+    if url.startswith("sqlite"):
+        return create_engine(url)
+    arguments = POSTGRESQL if make_url(url).get_dialect().name == "postgresql" else {}
+    return create_engine(url, pool_pre_ping=True, connect_args=arguments)
 
 
 @contextmanager

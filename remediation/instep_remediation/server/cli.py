@@ -100,7 +100,8 @@ def listen(config: ServerConfig) -> socket.socket:
     """Return the listening socket; raises StartError when the address cannot be had."""
     host, port = config.address
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
+    # Event loops turn Nagle's delay off only for a socket that names its protocol.
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         made.bind((host, port))

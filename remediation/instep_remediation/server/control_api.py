@@ -82,7 +82,9 @@ def health_routes(runtime: Runtime) -> APIRouter:
 
     @router.get("/readyz")
     async def readyz() -> JSONResponse:
-        return JSONResponse({"status": "ready" if runtime.is_ready else "starting"}, 200 if runtime.is_ready else 503)
+        away = runtime.store.trouble
+        status = f"the database does not answer ({away})" if away else "ready" if runtime.is_ready else "starting"
+        return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
     @router.get("/metrics")
     async def metrics() -> Response:

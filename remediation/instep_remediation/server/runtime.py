@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import signal
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -24,11 +25,13 @@ from instep_collector.metrics import Metrics
 from instep_collector.registry import Registry
 from instep_collector.store import answers, incidents, jobs, nodes, outbox, plans
 from instep_collector.store.engine import Store
+from instep_collector.store.hold import Hold
 from instep_collector.tokens import TokenBook, admin_entry, read_or_make_token, read_token
 from instep_collector.watch import Watch, WatchSettings
 from instep_diagnosis.settings import HangSettings
 
 from instep_remediation.aftermath import Aftermath
+from instep_remediation.alerts.alertmanager import Alertmanagers
 from instep_remediation.alerts.webhook import WebhookOutbox
 from instep_remediation.decisions import Decisions
 from instep_remediation.desk import Desk
@@ -42,6 +45,9 @@ from instep_remediation.policy import Policy
 from instep_remediation.runner import PlanRunner
 from instep_remediation.server.config import HangConfig, ServerConfig
 from instep_remediation.server.gate import Sessions
+
+DATABASE_SECONDS = 1.0
+"""How often a database that was away is asked again."""
 
 log = logging.getLogger(__name__)
 
@@ -57,28 +63,21 @@ class Runtime:
         self.clock = clock
         self.is_ready = False
         self.public_url = config.public_url or f"http://{config.listen}"
+        self.nodes = nodes or make_executor(config)
+        check_executor(policy, self.nodes)
         self._lock = _lock_state(config.state_dir)
         self.token_file = config.token_file or config.state_dir / "token"
         token = read_token(config.token_file) if config.token_file else read_or_make_token(self.token_file)
         self.book = TokenBook([admin_entry(token), *(token.entry() for token in config.tokens)])
         self.sessions = Sessions(clock)
         self.store = Store(config.database or f"sqlite:///{(config.state_dir / 'instep.db').absolute()}")
+        self.hold = Hold(self.store)
         self.journal = Journal(config.state_dir / "journal")
         self.registry, self.window, self.facts, self.metrics = Registry(), HotWindow(), FactBook(), Metrics()
         self.intake = Intake(clock, self.journal, self.registry, self.window, self.facts)
         self.hub, self.node_orders = OrderHub(clock, self.store), NodeOrders(clock)
         self.intake.is_asked = self.node_orders.is_asked
-        self.webhooks = WebhookOutbox(
-            clock,
-            self.store,
-            self.metrics,
-            url=config.webhook,
-            page_url=self.public_url,
-            runbook_base=config.runbook_url,
-            is_told_on_resolve=config.webhook_on_resolve,
-        )
-        self.nodes = nodes or make_executor(config)
-        check_executor(policy, self.nodes)
+        self.webhooks, self.alertmanagers = self._ways_to_people(config)
         executor = Executor(clock, self.hub, self.nodes, policy)
         self.runner = PlanRunner(clock, self.store, self.nodes, policy)
         self.decisions = Decisions(clock, self.nodes, policy, self.webhooks.announce)
@@ -110,6 +109,28 @@ class Runtime:
         self._tasks: list[asyncio.Task[None]] = []
         self._scheduler = AsyncIOScheduler(timezone="UTC")
 
+    def _ways_to_people(self, config: ServerConfig) -> tuple[WebhookOutbox, Alertmanagers]:
+        webhooks = WebhookOutbox(
+            self.clock,
+            self.store,
+            self.metrics,
+            url=config.webhook,
+            page_url=self.public_url,
+            runbook_base=config.runbook_url,
+            is_told_on_resolve=config.webhook_on_resolve,
+        )
+        alertmanagers = Alertmanagers(
+            self.clock,
+            self.store,
+            self.metrics,
+            addresses=config.alertmanager,
+            token_file=config.alertmanager_token_file,
+            resend_seconds=config.alertmanager_resend_seconds,
+            page_url=self.public_url,
+            runbook_base=config.runbook_url,
+        )
+        return webhooks, alertmanagers
+
     def page_link(self) -> str:
         """Return a link to the page that works once."""
         return f"{self.public_url}/?link={self.sessions.new_link()}"
@@ -132,7 +153,9 @@ class Runtime:
             for name, coroutine in (
                 ("watch", self.watch.run()),
                 ("webhooks", self.webhooks.run()),
+                ("alerts", self.alertmanagers.run()),
                 ("fsync", self._sync_journal()),
+                ("database", self._mind_database()),
                 ("plans", self.runner.run()),
             )
         ]
@@ -160,6 +183,7 @@ class Runtime:
     def close(self) -> None:
         """Close files and connections."""
         self.journal.close()
+        self.hold.close()
         self.store.close()
         if self._lock >= 0:
             os.close(self._lock)
@@ -183,6 +207,16 @@ class Runtime:
                 await self.journal.sync()
             except OSError:
                 log.exception("The journal cannot be brought to the disk.")
+
+    async def _mind_database(self) -> None:
+        """Bring into the store what waited for it; end when another server has taken the database meanwhile."""
+        while True:
+            await asyncio.sleep(DATABASE_SECONDS)
+            self.aftermath.catch_up()
+            if not self.hold.is_kept():
+                log.critical("Another server has taken the database while it was away: this one ends.")
+                signal.raise_signal(signal.SIGTERM)
+                return
 
     def _load(self) -> None:
         now, realtime = self.clock.monotonic(), self.clock.realtime()
