@@ -9,6 +9,7 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instep_diagnosis.simulation.accuracy import WRONG, grade, main
 from instep_diagnosis.simulation.hangs import CALL_FAULTS, DEVICE_FAULTS, HOST_FAULTS, Fault, HangCase, hang_case
 from instep_diagnosis.simulation.programs import LAYOUTS
 from instep_diagnosis.verdict import StuckAt
@@ -22,24 +23,14 @@ def judged(case: HangCase) -> Finding:
     return localise(assemble(case.dumps))
 
 
-def is_exact(case: HangCase, finding: Finding) -> bool:
-    return finding.culprits == case.culprits and finding.is_hang == (case.fault is not Fault.HEALTHY)
-
-
-def is_rightly_tied(case: HangCase, finding: Finding) -> bool:
-    """Where the guilty call met one other rank only, no majority can tell, and both are named as tied."""
-    pair = finding.culprits
-    return case.fault in CALL_FAULTS and finding.is_tied and len(pair) == 2 and set(case.culprits) < set(pair)
-
-
 @pytest.mark.parametrize("first", range(0, 1_000, 250))
 def test_names_the_guilty_rank_of_each_of_a_thousand_jobs_and_no_innocent_one(first):
     wrong, tally = [], Counter()
     for seed in range(first, first + 250):
         case = hang_case(seed, world_size_max=32)
         finding = judged(case)
-        tally["exact" if is_exact(case, finding) else "tied" if is_rightly_tied(case, finding) else "wrong"] += 1
-        if not is_exact(case, finding) and not is_rightly_tied(case, finding):
+        tally[grade(case, finding)] += 1
+        if grade(case, finding) == WRONG:
             wrong.append((seed, case.layout, case.fault.value, case.culprits, finding.culprits, finding.verdict))
     assert wrong == []
     assert tally["tied"] < 25, tally
@@ -54,7 +45,7 @@ def test_each_fault_in_each_layout_is_told_from_the_others(fault, layout):
         except ValueError:
             continue  # Such as transfers alone, which no wrong collective can be put into.
         finding = judged(case)
-        assert is_exact(case, finding) or is_rightly_tied(case, finding), (seed, finding)
+        assert grade(case, finding) != WRONG, (seed, finding)
         assert finding.kind in kinds_of(fault), (seed, finding)
 
 
@@ -68,7 +59,7 @@ def test_five_hundred_and_twelve_ranks_are_judged_alike():
     for seed in range(6):
         case = hang_case(seed, world_size_max=512)
         finding = judged(case)
-        assert is_exact(case, finding) or is_rightly_tied(case, finding), (seed, finding.verdict)
+        assert grade(case, finding) != WRONG, (seed, finding.verdict)
 
 
 @pytest.mark.parametrize("fault", [*HOST_FAULTS[:2], Fault.DEVICE_LAG])
@@ -115,3 +106,19 @@ def renumbered(dump: RecorderDump, new: list[int], random: Random) -> RecorderDu
         entries=tuple(replace(e, name=name(e.name), pg_id=e.pg_id * gap) for e in dump.entries),
         statuses={pg_id * gap: standing for pg_id, standing in dump.statuses.items()},
     )
+
+
+def test_the_benchmark_prints_every_fault_and_its_rate(capsys):
+    assert main(["--cases", "30", "--ranks", "16"]) == 0
+    said = capsys.readouterr().out
+    assert "right, ties of two included: 100.00% of 30" in said
+    assert all(fault.value in said for fault in Fault)
+
+
+def test_a_finding_against_an_innocent_rank_is_graded_wrong():
+    case = hang_case(3, world_size_max=16, fault=Fault.STOPPED, layout="ddp")
+    finding = judged(case)
+    innocent = next(rank for rank in range(case.world_size) if rank not in case.culprits)
+    assert grade(case, finding) == "exact"
+    assert grade(case, replace(finding, culprits=(innocent,))) == WRONG
+    assert grade(case, replace(finding, culprits=(*case.culprits, innocent), is_tied=True)) == WRONG
