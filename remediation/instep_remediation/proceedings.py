@@ -21,10 +21,10 @@ def steps_of(nodes: NodeExecutor, action: ActionRow) -> Sequence[Step]:
     return nodes.steps(read_action(action.name, action.arguments), f"plan-{action.plan}-{action.position}")
 
 
-def begin(session: Session, plan: PlanRow, action: ActionRow, nodes: NodeExecutor, *, now: float) -> None:
+def begin(session: Session, plan: PlanRow, action: ActionRow, made: Sequence[Step], *, now: float) -> None:
     """Write an action's steps down, all before the first is carried out; steps that are there stay as they are."""
     if not steps.of_action(session, action):
-        session.add_all(_row(action, index, step) for index, step in enumerate(steps_of(nodes, action)))
+        session.add_all(_row(action, index, step) for index, step in enumerate(made))
     action.state, action.detail, action.ended_at = "executing", "", None
     action.started_at = now if action.started_at is None else action.started_at
     node = str(action.arguments["node"])

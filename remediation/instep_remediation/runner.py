@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from instep_remediation.node_executor import NodeExecutor, Outcome, Progress, Step
 from instep_remediation.node_guards import hold
 from instep_remediation.policy import Policy
-from instep_remediation.proceedings import begin, end_action, fail_action, remaining
+from instep_remediation.proceedings import begin, end_action, fail_action, remaining, steps_of
 
 log = logging.getLogger(__name__)
 
@@ -75,12 +75,23 @@ class PlanRunner:
             for plan, action in plans.in_state(session, "approved"):
                 reason = hold(session, plan, action, self._policy)
                 if reason is None:
-                    begin(session, plan, action, self._nodes, now=now)
-                    session.flush()
+                    self._begin_one(session, plan, action, now)
                 elif plan.is_automatic and now - plan.created_at > self._policy.guards.hold_seconds_max:
                     self._ask_people(session, plan, action, reason)
                 elif action.detail != reason:
                     action.detail = reason
+
+    def _begin_one(self, session: Session, plan: PlanRow, action: ActionRow, now: float) -> None:
+        """Begin one action; one whose steps cannot be told fails, and holds up no other."""
+        try:
+            made = steps_of(self._nodes, action)
+        except Exception as error:
+            log.exception("The executor %s cannot tell the steps of %s.", self._nodes.name, action.name)
+            sentence = f"The executor {self._nodes.name} cannot tell its steps ({type(error).__name__}: {error})."
+            fail_action(session, plan, action, sentence, failures_max=self._policy.guards.failures_max, now=now)
+        else:
+            begin(session, plan, action, made, now=now)
+        session.flush()
 
     def _ask_people(self, session: Session, plan: PlanRow, action: ActionRow, reason: str) -> None:
         """Take the policy's own approval back: what led to it is old by now."""

@@ -2,6 +2,8 @@
 
 import httpx
 import pytest
+from instep_collector.store import plans
+from instep_remediation.decisions import Decisions
 from instep_remediation.policy import NodePolicy, Policy
 from instep_remediation.server import contract, job_contract
 from instep_remediation.server.app import make_application
@@ -194,6 +196,32 @@ def test_a_key_belongs_to_its_token_and_a_refusal_is_not_kept(tmp_path):
             assert first.status_code == 200
             other = await bench.client.post("/api/v1/plans/1/cancel", json=REASON, headers={"Idempotency-Key": "k"})
             assert other.json()["state"] == "cancelled"
+
+    play(story)
+
+
+def test_two_servers_that_decide_at_the_same_moment_do_not_overwrite_each_other(tmp_path):
+    """The other one commits between this one's look and its change, as a second server on the same database may."""
+
+    async def story():
+        async with broken_node(tmp_path, ScriptedExecutor(), tokens=tokens()) as bench:
+            decide_here = bench.runtime.decisions.approve
+
+            def interrupted(session, plan_id, actor, reason, **options):
+                seen = plans.get(session, plan_id)
+                with bench.runtime.store.begin() as other:
+                    plans.get(other, plan_id).decision = "The other server's."
+                assert seen.decision == ""
+                return decide_here(session, plan_id, actor, reason, **options)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Decisions, "approve", staticmethod(interrupted))
+                app = make_application(bench.runtime, is_watching=False)
+                async with httpx.AsyncClient(
+                    transport=httpx.ASGITransport(app=app), base_url="http://instep", headers=bench.client.headers
+                ) as client:
+                    is_problem(await client.post("/api/v1/plans/1/approve", json=REASON), "outdated")
+            assert states(bench)[:2] == ("waiting", ["done", "proposed", "done"])
 
     play(story)
 

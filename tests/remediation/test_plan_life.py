@@ -314,6 +314,25 @@ def test_an_executor_that_raises_fails_the_plan_with_a_sentence(tmp_path, caplog
     assert "The executor scripted failed at cordon node-b" in caplog.text
 
 
+def test_an_executor_that_cannot_tell_its_steps_holds_up_no_other_plan(tmp_path, caplog):
+    class Puzzled(ScriptedExecutor):
+        def steps(self, action, mark):
+            if action.arguments()["node"] == "node-a":
+                raise KeyError("no such pool")
+            return super().steps(action, mark)
+
+    async def story():
+        async with server(tmp_path, None, None, Puzzled()) as bench:
+            await known(bench, "node-a", "node-b")
+            decide(bench, "change_node", "node-a", "cordon", "ada", "one")
+            decide(bench, "change_node", "node-b", "cordon", "ada", "two")
+            await carry_out(bench)
+            assert (states(bench, 1)[0], states(bench, 2)[0]) == ("failed", "done")
+
+    play(story)
+    assert "cannot tell the steps of cordon_node" in caplog.text
+
+
 def test_a_mended_node_is_taken_back_and_its_fault_is_over(tmp_path):
     async def story():
         nodes = ScriptedExecutor()

@@ -65,6 +65,20 @@ def test_a_node_is_proposed_for_draining_once():
     assert names(make_plan("inc-1", verdict(Kind.CRASH, at_fault=True), Policy(), budget)) == ["restart", "notify"]
 
 
+def test_stale_evidence_proposes_nothing_about_a_node():
+    budget = dataclasses.replace(BUDGET, evidence_age_seconds=31.0)
+    assert names(make_plan("inc-1", verdict(Kind.HANG, at_fault=True), Policy(), budget)) == ["notify"]
+    assert "drain_node" in names(make_plan("inc-1", verdict(Kind.HANG, at_fault=True), Policy(), BUDGET))
+
+
+@pytest.mark.parametrize(
+    ("drain", "words"), [("approve", "[waits for approval]"), ("auto", "[carried out by itself, within the guards]")]
+)
+def test_a_plan_says_what_becomes_of_a_drain(drain, words):
+    policy = Policy(nodes={"drain": drain})
+    assert words in describe(make_plan("inc-1", verdict(Kind.CRASH, at_fault=True), policy, BUDGET), drain)
+
+
 def test_suspects_plan_nothing():
     assert make_plan("inc-1", verdict(certainty=Certainty.SUSPECT), Policy(), BUDGET) is None
 

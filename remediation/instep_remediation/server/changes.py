@@ -15,9 +15,11 @@ from fastapi.responses import JSONResponse
 from instep_collector.store import answers
 from instep_collector.store.models import Answer, Incident, PlanRow
 from instep_collector.tokens import Principal
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.exc import StaleDataError
 
-from instep_remediation.errors import KeyReused
+from instep_remediation.errors import KeyReused, NotPossible, Outdated
 from instep_remediation.node_executor import Step
 from instep_remediation.server import contract
 from instep_remediation.server.views import (
@@ -106,19 +108,28 @@ Do = Callable[[Session], dict[str, Any]]
 
 def taken(runtime: Runtime, asked: Asking, do: Do) -> JSONResponse:
     """Make a change, keep its answer with it, and wake the runner; a known key gets the answer that it got before."""
-    with runtime.store.begin() as session:
-        known = answers.get(session, asked.token_sha256, asked.key) if asked.key else None
-        if known is None:
-            body = do(session)
-            status, version = 200, body.get("version")
-            if asked.key:
-                answers.keep(session, _answer(asked, status, body, at=runtime.clock.realtime()))
-        elif known.request_sha256 != asked.request_sha256:
-            raise KeyReused(f"The Idempotency-Key {asked.key} was used for another request: take a new one.")
-        else:
-            body, status, version = known.body, known.status, known.body.get("version")
+    try:
+        with runtime.store.begin() as session:
+            status, body = _made_once(session, asked, do, at=runtime.clock.realtime())
+    except StaleDataError as error:  # Another server on the same database was faster.
+        raise Outdated("It was changed at the same moment: look at it again, then decide.") from error
+    except IntegrityError as error:
+        raise NotPossible("The same was asked for at the same moment: ask again with the same key.") from error
     runtime.runner.wake()
-    return JSONResponse(body, status, headers=etag(version))
+    return JSONResponse(body, status, headers=etag(body.get("version")))
+
+
+def _made_once(session: Session, asked: Asking, do: Do, *, at: float) -> tuple[int, dict[str, Any]]:
+    """Return status and body of a change, made now or under the same key before."""
+    known = answers.get(session, asked.token_sha256, asked.key) if asked.key else None
+    if known is None:
+        body = do(session)
+        if asked.key:
+            answers.keep(session, _answer(asked, 200, body, at=at))
+        return 200, body
+    if known.request_sha256 != asked.request_sha256:
+        raise KeyReused(f"The Idempotency-Key {asked.key} was used for another request: take a new one.")
+    return known.status, known.body
 
 
 def _answer(asked: Asking, status: int, body: dict[str, Any], *, at: float) -> Answer:
