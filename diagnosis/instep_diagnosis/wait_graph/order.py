@@ -44,7 +44,7 @@ def find_past(history: History, graph: WaitGraph, op: OpenOp) -> Past | None:
         if passed is not None:
             found[passed].append(rank)
     if not found:
-        return None
+        return _crossed(history, graph, op)
     key, after = max(found.items(), key=lambda entry: (len(entry[1]), entry[0]))
     before = later[key]
     is_right = peers_say(history, graph, op, key) if len(before) == len(after) else len(before) > len(after)
@@ -58,6 +58,21 @@ def find_past(history: History, graph: WaitGraph, op: OpenOp) -> Past | None:
         is_tied=is_right is None,
         is_by_peers=len(before) == len(after),
     )
+
+
+def _crossed(history: History, graph: WaitGraph, op: OpenOp) -> Past | None:
+    """Ranks that each wait for the other in operations of both: one of the two has left out what the other is in."""
+    waiting = set(op.waiting)
+    for rank in op.behind:
+        for key in graph.waits.get(rank, ()):
+            other = graph.ops[key]
+            before = sorted(waiting.intersection(other.behind))
+            if not before or other.group.is_transfer:
+                continue
+            is_right = peers_say(history, graph, op, key)
+            culprits = (*before, rank) if is_right is None else (rank,) if is_right else tuple(before)
+            return Past(op, key, tuple(before), (rank,), tuple(sorted(culprits)), is_right is None, is_by_peers=True)
+    return None
 
 
 def _entered_later(history: History, graph: WaitGraph, op: OpenOp) -> dict[OpKey, list[int]]:
