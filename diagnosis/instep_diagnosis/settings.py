@@ -82,5 +82,23 @@ class StragglerSettings:
     """Starvation comes and goes with neighbours; only a large and lasting one is worth a name."""
     data_ratio_min: float = 1.15
     """Loaders jitter more than compute does."""
+    quiet_ratio_min: float = 1.02
+    """Smallest slowdown named in a quiet job, where it began within the window: on even work 2 % shows."""
+    quiet_noise_ratio_max: float = 0.02
+    """Long-run noise of one step (log ratio) up to which a job is quiet: even kernels on machines of their own."""
+    quiet_noise_ratio_min: float = 0.003
+    """Floor of the noise in a quiet job."""
+    hit_ratio_min: float = 1.1
+    """A single step slower by less than this is no vote for a fault that comes and goes."""
+    hit_sigmas: float = 4.0
+    """… nor is one within so much noise."""
+    hits_min: int = 6
+    """So many single steps in the window make a fault that comes and goes."""
+    hit_runs_min: int = 5
+    """… in so many runs apart from one another: neighbours disturb in a few long ones."""
+    hit_run_steps_max: float = 3.0
+    """… and runs are no longer than this on average."""
+    hit_peers_share: float = 0.25
+    """… while its peers have on average no more than this share of them."""
     findings_max: int = 4
     """At most this many ranks are named at once; more slow ranks than peers are no stragglers."""

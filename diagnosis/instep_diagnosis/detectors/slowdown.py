@@ -12,7 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
+from instep_diagnosis.detectors.faint import hits, intermittent, may_have_changed, quiet_change
 from instep_diagnosis.detectors.work import Array, peers_median
 from instep_diagnosis.settings import StragglerSettings
 
@@ -54,6 +56,29 @@ def find_slowdowns(work_seconds_TR: Array, ratio_min: float, settings: Straggler
         if slow := _best_stretch(x_TR[:, column], column, null, sigma, ratio_min, settings):
             found.append(slow)
     return sorted(found, key=lambda slow: -slow.ratio)
+
+
+def find_faint_slowdowns(work_seconds_TR: Array, settings: StragglerSettings) -> list[Slowdown]:
+    """Columns that are slower by a few per cent in a quiet job, or now and then; slowest first."""
+    x_TR = np.log(work_seconds_TR) - np.log(peers_median(work_seconds_TR))
+    sigma = noise(x_TR, floor=settings.quiet_noise_ratio_min)
+    found: dict[int, Slowdown] = {}
+    for column in may_have_changed(x_TR, sigma, settings):
+        if (change := quiet_change(x_TR[:, column], sigma, settings)) is not None:
+            found[int(column)] = _slowdown(x_TR, int(column), *change)
+    hits_TR, single = hits(x_TR, settings)
+    for column in np.flatnonzero(hits_TR.sum(axis=0) >= settings.hits_min):
+        rows = intermittent(hits_TR, x_TR[:, column], int(column), settings)
+        if rows is not None and int(column) not in found:
+            z = float(np.median(x_TR[rows, column])) / max(single, settings.noise_ratio_min)
+            found[int(column)] = _slowdown(x_TR, int(column), rows, z)
+    return sorted(found.values(), key=lambda slow: -slow.ratio)
+
+
+def _slowdown(x_TR: Array, column: int, rows: npt.NDArray[np.intp], z: float) -> Slowdown:
+    is_ongoing = len(x_TR) - 1 - int(rows[-1]) <= 2 * int(np.max(np.diff(rows), initial=1))
+    ratio = float(np.exp(np.median(x_TR[rows, column])))
+    return Slowdown(column, int(rows[0]), tuple(map(int, rows)), ratio, z, is_ongoing)
 
 
 def noise(x_TR: Array, *, floor: float) -> float:

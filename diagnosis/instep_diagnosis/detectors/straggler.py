@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from instep_diagnosis.detectors.slowdown import Slowdown, find_slowdowns
+from instep_diagnosis.detectors.slowdown import Slowdown, find_faint_slowdowns, find_slowdowns
 from instep_diagnosis.detectors.work import Array, StepArrays, peers_median, step_arrays
 from instep_diagnosis.evidence import JobSteps
 from instep_diagnosis.settings import StragglerSettings
@@ -73,6 +73,9 @@ def _by_channel(arrays: StepArrays, settings: StragglerSettings) -> list[_Found]
         for slow in find_slowdowns(work_TR, ratio_min, settings):
             if slow.column not in found and _waits_least(arrays, slow):
                 found[slow.column] = _Found(slow, cause or _compute_or_stall(arrays, slow), work_TR)
+    if not found:
+        faint = find_faint_slowdowns(own_TR, settings)
+        found = {s.column: _Found(s, _compute_or_stall(arrays, s), own_TR) for s in faint if _waits_least(arrays, s)}
     return sorted(found.values(), key=lambda item: -item.slow.ratio)
 
 
