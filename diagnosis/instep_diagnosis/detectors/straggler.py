@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from instep_diagnosis.detectors.node_or_job import RankNodeFacts, attribute
 from instep_diagnosis.detectors.slowdown import Slowdown, find_faint_slowdowns, find_slowdowns
 from instep_diagnosis.detectors.work import Array, StepArrays, peers_median, step_arrays
 from instep_diagnosis.evidence import JobSteps
@@ -14,13 +15,6 @@ from instep_diagnosis.verdict import Cause, Certainty, Evidence, Kind, Owner, Su
 
 __all__ = ["StragglerSettings", "detect_stragglers"]
 
-_OWNERS = {
-    Cause.SLOW_COMPUTE: Owner.NODE,  # more CPU or device time for the same work: clocks, heat, a bad part
-    Cause.SLOW_STALL: Owner.JOB,  # sleeps inside its own work: locks, files, the script itself
-    Cause.STARVED: Owner.NODE,  # others run on its cores
-    Cause.DATA: Owner.JOB,
-    Cause.UNKNOWN: Owner.UNKNOWN,
-}
 _WORDS = {
     Cause.SLOW_COMPUTE: "it computes longer for the same work",
     Cause.SLOW_STALL: "it waits inside its own work without computing",
@@ -119,12 +113,12 @@ def _verdict(job: JobSteps, arrays: StepArrays, found: _Found) -> Verdict:
         f"Rank {rank} on {node or 'an unknown node'} {now} {percent} % slower than its peers since step {onset} "
         f"({len(rows)} steps): {_WORDS[cause]}; {cost:.1f} rank-seconds lost so far."
     )
-    return Verdict(
+    verdict = Verdict(
         kind=Kind.STRAGGLER,
         certainty=Certainty.CONFIRMED,
         summary=summary,
         suspects=(Suspect(rank, node, cause=cause, confidence=_confidence(slow)),),
-        owner=_OWNERS[cause],
+        owner=Owner.UNKNOWN,
         evidence=(_own_evidence(arrays, found, rank, node), _wait_evidence(arrays, slow, rank, node)),
         job=job.job,
         run=job.run,
@@ -134,6 +128,20 @@ def _verdict(job: JobSteps, arrays: StepArrays, found: _Found) -> Verdict:
         cause=cause,
         is_ongoing=slow.is_ongoing,
     )
+    return _attributed(verdict, node, rank)
+
+
+def _attributed(verdict: Verdict, node: str, rank: int) -> Verdict:
+    """With its owner and how to mend it, as far as the rank's own steps tell."""
+    found = attribute(verdict, RankNodeFacts())
+    advice = Evidence(
+        text=f"{found.reason} {found.fix}",
+        node=node,
+        rank=rank,
+        source="rank-record",
+        fields={"cost_gpu_hours": found.cost_gpu_hours},
+    )
+    return replace(verdict, owner=found.owner, evidence=(*verdict.evidence, advice))
 
 
 def _confidence(slow: Slowdown) -> float:

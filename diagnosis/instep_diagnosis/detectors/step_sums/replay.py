@@ -82,7 +82,7 @@ def normal_scores(count: int) -> Array:
     """Where `count` values of a normal distribution lie on average.
 
     >>> normal_scores(3).round(2)
-    array([-0.82,  0.  ,  0.82])
+    array([-0.87,  0.  ,  0.87])
     """
     normal = NormalDist()
     return np.array([normal.inv_cdf((i + 0.625) / (count + 0.25)) for i in range(count)])
