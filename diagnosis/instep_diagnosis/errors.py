@@ -1,7 +1,8 @@
 """What can go wrong in diagnosis.
 
 DiagnosisError
-└── EvidenceError      the evidence cannot be read; trying again does not help
+├── EvidenceError      the evidence cannot be read; trying again does not help
+└── CatalogueError     a catalogue file breaks its rules; trying again does not help
 """
 
 
@@ -11,3 +12,7 @@ class DiagnosisError(Exception):
 
 class EvidenceError(DiagnosisError):
     """A bundle or a message does not hold what it should. The message says what, where and what to do."""
+
+
+class CatalogueError(DiagnosisError, ValueError):
+    """A catalogue does not hold what it should. The message says which file and row, and what to do."""

@@ -78,7 +78,7 @@ def _decisive(related: Sequence[RankFault], job: JobState) -> dict[int, RankFaul
     """rank → the fatal fault that explains it best."""
     best: dict[int, RankFault] = {}
     for found in sorted(related, key=lambda f: (not f.is_same_gpu, -f.fact.age_seconds)):
-        if found.fault.severity == FATAL:
+        if found.fault.severity == FATAL and found.fault.is_of_device:
             best.setdefault(found.rank, found)
     return best
 

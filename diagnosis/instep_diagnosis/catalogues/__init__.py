@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
-ACTIONS = ("none", "restart-app", "reset-gpu", "reboot-node", "contact-support")
+from instep_diagnosis.catalogues import loading
+from instep_diagnosis.errors import CatalogueError
+
+ACTIONS = tuple(str(word) for word in loading.CLOSED["action"])
 """Every action a row may ask for, cheapest first."""
+CLASSES = ("application", "hardware", "fabric", "software", "information", "unknown")
+CLEARS = ("reset", "reboot", "person", "recovery-none")
+"""What may end a standing fault: the GPU was reset, the node started anew, a person says it is repaired, the driver
+asks for nothing any more; besides these a code, such as `xid-162`."""
+CLEARED_BY_ACTION = {
+    "none": ("recovery-none", "reset", "reboot", "person"),
+    "restart-app": ("recovery-none", "reset", "reboot", "person"),
+    "reset-gpu": ("recovery-none", "reset", "reboot", "person"),
+    # A GPU that is off the bus cannot be reset, and what its driver said last is no proof.
+    "reboot-node": ("reboot", "person"),
+    "contact-support": ("person",),
+}
+"""What ends a fault whose row does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +39,17 @@ class CatalogueRow:
     action: str
     """One of `ACTIONS`."""
     class_: str
-    """Where the fault lies most often: `application`, `hardware`, `fabric`, `software` or `information`."""
+    """Where the fault lies most often: one of `CLASSES`."""
     text: str
     source: str
+    name: str = ""
+    """The driver's own identifier, where it is known."""
+    differs: str = ""
+    """Why this row says otherwise than one of its sources."""
+    clears: tuple[str, ...] = ()
+    """What ends the fault once it stands: of `CLEARS`, or a code such as `xid-162`. Empty: it never stands."""
+    is_always: bool = False
+    """The word in the line (Fatal, Non-fatal) cannot change this row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +57,7 @@ class Catalogue:
     """All rows of one kind of code, and the version of the data."""
 
     version: str
-    rows: dict[int, CatalogueRow]
+    rows: dict[int, CatalogueRow] = field(default_factory=dict)
 
 
 @cache
@@ -50,22 +72,41 @@ def xid_catalogue() -> Catalogue:
 
 @cache
 def sxid_catalogue() -> Catalogue:
-    """The NVSwitch driver's SXid codes that need more than the word in their line."""
+    """The NVSwitch driver's SXid codes.
+
+    >>> sxid_catalogue().rows[22003].severity
+    'fatal'
+    """
     return _load("sxid.toml")
 
 
+def clears_of(row: dict[str, Any], label: object) -> tuple[str, ...]:
+    """What ends the fault of a row once it stands: as it says, else by its action where it is fatal, else nothing."""
+    stated = row.get("clears")
+    if stated is None:
+        return CLEARED_BY_ACTION[row["action"]] if row.get("severity") == "fatal" else ()
+    unknown = [word for word in stated if word not in CLEARS and not word.startswith(("xid-", "sxid-"))]
+    if unknown:
+        raise CatalogueError(f"Row {label} is cleared by {unknown}: use {', '.join(CLEARS)} or a code as in xid-162.")
+    return tuple(stated)
+
+
 def _load(name: str) -> Catalogue:
-    data = tomllib.loads(files(__package__).joinpath(name).read_text(encoding="utf-8"))
-    rows = [_row(code, entry, data["sources"]) for entry in data["row"] for code in entry["codes"]]
+    data = loading.read(name)
+    names = data.get("names", {})
+    rows = [_row(name, code, entry, data["sources"], names) for entry in data["row"] for code in entry["codes"]]
     catalogue = Catalogue(version=data["version"], rows={row.code: row for row in rows})
     if len(catalogue.rows) != len(rows):
-        raise ValueError(f"Catalogue {name} holds a code twice: each code has one row.")
+        raise CatalogueError(f"Catalogue {name} holds a code twice: each code has one row.")
     return catalogue
 
 
-def _row(code: int, entry: dict[str, Any], sources: dict[str, str]) -> CatalogueRow:
-    if entry["action"] not in ACTIONS:
-        raise ValueError(f"Catalogue row {code} asks for {entry['action']!r}: actions are {', '.join(ACTIONS)}.")
+def _row(
+    name: str, code: int, entry: dict[str, Any], sources: dict[str, str], names: dict[str, str]
+) -> CatalogueRow:
+    loading.checked(name, code, entry, ("workload", "action", "class", "text"))
+    if entry["class"] not in CLASSES:
+        raise CatalogueError(f"Row {code} of catalogue {name} has class {entry['class']!r}: use {', '.join(CLASSES)}.")
     return CatalogueRow(
         code=code,
         severity=entry.get("severity"),
@@ -73,5 +114,9 @@ def _row(code: int, entry: dict[str, Any], sources: dict[str, str]) -> Catalogue
         action=entry["action"],
         class_=entry["class"],
         text=entry["text"],
-        source="; ".join(sources[key] for key in entry["source"]),
+        source=loading.source_of(name, code, entry, sources),
+        name=names.get(str(code), ""),
+        differs=entry.get("differs", ""),
+        clears=clears_of(entry, code),
+        is_always=entry.get("always", False),
     )

@@ -15,7 +15,7 @@ def detect_gpu_faults(facts: Sequence[NodeFact]) -> list[Verdict]:
     found: dict[tuple[str, str, str, str], Verdict] = {}
     for fact in sorted(facts, key=lambda fact: (-fact.age_seconds, fact.event_id)):
         fault = kernel_fault(fact)
-        if fault is not None and fault.severity == FATAL:
+        if fault is not None and fault.severity == FATAL and fault.is_of_device:
             found[(fact.node, _gpu(fact, fault), fault.fault_class, fact.boot_id)] = _verdict(fact, fault)
     return list(found.values())
 

@@ -11,6 +11,9 @@ import msgspec
 
 from instep_diagnosis.errors import EvidenceError
 
+LINE_BYTES_MAX = 65_536
+"""The rest of a longer line is passed over: no kernel record comes near it."""
+
 
 def kernel_lines(source: str) -> Iterator[str]:
     """Each line of a file, or of standard input for `-`; of a JSON object with a `line` field that field.
@@ -28,7 +31,10 @@ def kernel_lines(source: str) -> Iterator[str]:
 
 
 def _texts(stream: BinaryIO) -> Iterator[str]:
-    for raw in stream:
+    while raw := stream.readline(LINE_BYTES_MAX):
+        rest = raw
+        while rest and not rest.endswith(b"\n"):
+            rest = stream.readline(LINE_BYTES_MAX)
         yield _line(raw.decode("utf-8", errors="replace").rstrip("\r\n"))
 
 
@@ -37,6 +43,6 @@ def _line(text: str) -> str:
         return text
     try:
         line = msgspec.json.decode(text)["line"]
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except (msgspec.DecodeError, KeyError, TypeError, RecursionError):
         return text
     return line if isinstance(line, str) else text
