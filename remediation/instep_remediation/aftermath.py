@@ -17,6 +17,7 @@ from instep_collector.store import incidents, jobs, orders, plans
 from instep_collector.store.engine import Store
 from instep_collector.store.models import Incident, OrderRow
 from instep_diagnosis.errors import EvidenceError
+from instep_diagnosis.incidents import Family
 from instep_diagnosis.verdict import Kind, Verdict
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -25,6 +26,7 @@ from instep_remediation.openings import (
     STOP,
     Announce,
     Opening,
+    end_for_job,
     identity,
     note,
     open_incident,
@@ -88,7 +90,8 @@ def follow(session: Session, announce: Announce, run: RunState, report: Report, 
         case control.StepKept():
             for row in _earlier(session, report):
                 step_kept(session, row, report.attempt, body.step, at=at)
-                announce(session, row, "resolved")
+                if row.state == "resolved":
+                    announce(session, row, "resolved")
         case control.RunFinished():
             _finished(session, announce, report, body, at)
 
@@ -198,6 +201,12 @@ def _finished(session: Session, announce: Announce, report: Report, body: contro
         is_open = row.state == "open"
         if is_open and row.family == STOP and row.verdict_at is None:
             continue  # Its verdict is still to come; it is ended right after.
-        resolve(session, row, f"The run is over ({body.outcome}).", at=at, state="resolved" if is_open else "withdrawn")
+        if row.family == Family.GPU_FAULT:
+            continue  # It is the node's by now, and ends with its repair.
+        sentence = f"The run is over ({body.outcome})."
         if is_open:
+            end_for_job(session, row, sentence, at=at)
+        else:
+            resolve(session, row, sentence, at=at, state="withdrawn")
+        if row.state == "resolved":
             announce(session, row, "resolved")

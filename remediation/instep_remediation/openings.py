@@ -158,7 +158,7 @@ def catch_up(session: Session, row: Incident, run: RunState, board: RankBoard, *
         if kept is not None:
             step_kept(session, row, later, kept[0], at=kept[1])
     if run.is_finished and row.state == "open":
-        resolve(session, row, f"The run is over ({run.outcome}).", at=now)
+        end_for_job(session, row, f"The run is over ({run.outcome}).", at=now)
 
 
 def restarted(row: Incident, run: RunState, attempt: int, *, at: float) -> None:
@@ -170,11 +170,21 @@ def restarted(row: Incident, run: RunState, attempt: int, *, at: float) -> None:
 
 
 def step_kept(session: Session, row: Incident, attempt: int, step: int, *, at: float) -> None:
-    """Every rank of a later attempt has kept a step: the job goes on, the incident is over."""
+    """Every rank of a later attempt has kept a step: the job goes on."""
     if row.step_kept_at is None:
         row.step_kept_at, row.step_kept = at, step
     if row.state == "open":
-        resolve(session, row, f"Step {step} was kept by every rank in attempt {attempt}.", at=at)
+        end_for_job(session, row, f"Step {step} was kept by every rank in attempt {attempt}.", at=at)
+
+
+def end_for_job(session: Session, row: Incident, sentence: str, *, at: float) -> None:
+    """The job is through with it, which ends the incident; a fault of a device stays until its node is repaired."""
+    where = device_of(row) if row.verdict and row.verdict.get("is_node_at_fault") else None
+    if where is None:
+        resolve(session, row, sentence, at=at)
+        return
+    row.family = Family.GPU_FAULT.value
+    note(row, f"{sentence} The fault stays until node {where[0]} is repaired (instep nodes repaired {where[0]}).")
 
 
 def is_hang(row: Incident) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from instep_collector.store import incidents, plans
 from instep_collector.store.models import Incident
-from instep_diagnosis.verdict import Kind
+from instep_diagnosis.incidents import Family
 from sqlalchemy.orm import Session
 
 from instep_remediation.openings import Announce, resolve
@@ -33,7 +33,7 @@ def end_faults(
 def is_latched(row: Incident, node: str) -> bool:
     """Whether an incident is a fault of this node that stays until somebody mends it."""
     suspects = {suspect.get("node") for suspect in (row.verdict or {}).get("suspects", ())}
-    return row.kind == Kind.GPU_FAULT and (node in suspects or row.labels.get("node") == node)
+    return row.family == Family.GPU_FAULT and (node in suspects or row.labels.get("node") == node)
 
 
 def is_mended(row: Incident, happened_at: float) -> bool:

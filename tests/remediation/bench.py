@@ -62,6 +62,11 @@ class Bench:
         query = [("state", state) for state in states or ("suspect", "open", "resolved", "withdrawn")]
         return (await self.client.get("/api/v1/incidents", params=query)).json()["incidents"]
 
+    async def post(self, path: str, **body: object) -> dict:
+        answer = await self.client.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
     async def get(self, path: str) -> dict:
         answer = await self.client.get(path)
         assert answer.status_code == 200, answer.text

@@ -104,7 +104,8 @@ def test_a_killed_rank_with_an_xid_is_one_incident_and_moves_the_ranks(tmp_path)
             for _ in range(12):
                 await bench.tick(1.0)
             (incident,) = await bench.incidents()
-            assert (incident["kind"], incident["state"]) == ("crash", "resolved")
+            assert (incident["kind"], incident["state"], incident["step_kept"]) == ("crash", "open", 41)
+            assert any("stays until node node-b is repaired" in sentence for sentence in incident["done"])
             assert "79" in str(incident["verdict"]["evidence"])
             assert {(s["rank"], s["node"], s["cause"]) for s in incident["suspects"]} == {(2, "node-b", "gpu-fault")}
             (plan,) = (await bench.get("/api/v1/plans"))["plans"]
@@ -348,6 +349,11 @@ def test_a_crash_long_after_its_xid_joins_the_older_incident(tmp_path):
             assert restart["exclude"] == ["node-b"]
             await bench.report(*job.restarted(restart["id"], ("node-a", "node-c")))
             (incident,) = await bench.incidents()
-            assert (incident["id"], incident["state"]) == (fault["id"], "resolved")
+            assert (incident["id"], incident["state"], incident["step_kept"]) == (fault["id"], "open", 81)
+            await bench.report(job.report("run_finished", {"outcome": "finished", "exit_code": 0}))
+            assert len(await bench.incidents("open")) == 1, "the run's end mends no GPU"
+            await bench.post("/api/v1/nodes/node-b/repaired", reason="GPU replaced")
+            (incident,) = await bench.incidents()
+            assert (incident["state"], incident["resolution"][:8]) == ("resolved", "Repaired")
 
     play(story)

@@ -63,7 +63,7 @@ def test_a_crash_ends_the_same_whenever_the_server_dies(tmp_path, death):
             for _ in range(12):
                 await bench.tick(1.0)
             (incident,) = await bench.incidents()
-            assert (incident["kind"], incident["state"], incident["step_kept"]) == ("crash", "resolved", 41)
+            assert (incident["kind"], incident["state"], incident["step_kept"]) == ("crash", "open", 41)
             orders = (await bench.get("/api/v1/orders"))["orders"]
             assert [(order["action"], order["exclude"], order["outcome"]) for order in orders] == [
                 ("restart", ["node-b"], "done")

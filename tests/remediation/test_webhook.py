@@ -48,6 +48,9 @@ def test_one_incident_is_one_message_that_says_everything(tmp_path):
             assert body["since"].endswith("Z")
             await bench.report(*job.restarted())
             await bench.runtime.webhooks.deliver()
+            assert len(receiver.taken) == 1, "the GPU is still broken"
+            await bench.post("/api/v1/nodes/node-b/repaired", reason="GPU replaced")
+            await bench.runtime.webhooks.deliver()
             assert [taken[2]["state"] for taken in receiver.taken] == ["open", "resolved"]
 
     play(story)

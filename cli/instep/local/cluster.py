@@ -31,7 +31,12 @@ class LocalCluster:
     """One server and some nodes. Use it in a `with`: whatever it started is gone at the end."""
 
     def __init__(
-        self, nodes: Sequence[str], *, gpus: Mapping[str, Sequence[str]] | None = None, with_server: bool = True
+        self,
+        nodes: Sequence[str],
+        *,
+        gpus: Mapping[str, Sequence[str]] | None = None,
+        with_server: bool = True,
+        server_options: Sequence[str] = (),
     ) -> None:
         self.nodes = tuple(nodes)
         self.mark = secrets.token_hex(8)
@@ -40,6 +45,7 @@ class LocalCluster:
         self.logs = self.folder / "logs"
         self.logs.mkdir()
         self._with_server = with_server
+        self._server_options = server_options
         self._gpus = gpus or {}
         self.page_link = ""
         self.url = ""
@@ -89,6 +95,7 @@ class LocalCluster:
             "--state-dir",
             str(self.folder / "state"),
             "--json-ready",
+            *self._server_options,
             output=subprocess.PIPE,
         )
         ready = self._first_line(started)

@@ -4,56 +4,17 @@ from __future__ import annotations
 
 import json
 import subprocess
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
 from tests import services
+from tests.remediation.alerts.people import EXAMPLE, People, routing
 from tests.remediation.alerts.test_alertmanager import crash
 from tests.remediation.bench import FakeClock, play, server
 from tests.remediation.fake_job import FakeJob
 
 pytestmark = pytest.mark.real
-EXAMPLE = Path(__file__).parents[3] / "deploy/alertmanager/example.yml"
-
-
-class People:
-    """Who is told: keeps every notification, by the path it was sent to."""
-
-    def __init__(self):
-        self.told, people = [], self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                people.told.append((self.path.strip("/"), body))
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_arguments):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    def close(self):
-        self._server.shutdown()
-        self._server.server_close()
-
-    def hear(self, receiver, status, *, incidents=1):
-        """Wait for a notification; return the labels of its alerts."""
-        deadline = time.monotonic() + 60.0
-        while time.monotonic() < deadline:
-            for path, body in self.told:
-                ids = {alert["labels"]["incident"] for alert in body["alerts"] if alert["status"] == status}
-                if path == receiver and len(ids) >= incidents:
-                    return body
-            time.sleep(0.05)
-        raise AssertionError(f"{receiver} heard of nothing that is {status}: {self.told}")
 
 
 @pytest.fixture
@@ -66,15 +27,18 @@ def people():
 @pytest.fixture
 def address(tmp_path, people):
     services.needed("prometheus-alertmanager", "prometheus-alertmanager", "amtool")
-    # The example's own routing, with our receiver and without its patience.
-    text = EXAMPLE.read_text().replace("127.0.0.1:9999", people.address)
-    text = text.replace("group_wait: 5s", "group_wait: 1s").replace("group_interval: 1m", "group_interval: 1s")
-    with services.alertmanager(tmp_path, text) as at:
+    with services.alertmanager(tmp_path, routing(people)) as at:
         yield at
 
 
 def amtool(*arguments):
     return subprocess.run(["amtool", *arguments], capture_output=True, text=True, timeout=30, check=True).stdout
+
+
+def shown_alert(address):
+    """The one alert that Alertmanager shows."""
+    (shown,) = json.loads(amtool("alert", "query", "-o", "json", f"--alertmanager.url={address}"))
+    return shown
 
 
 class Now(FakeClock):
@@ -91,11 +55,14 @@ def test_alertmanager_shows_one_alert_for_each_incident_and_people_hear_of_its_e
             await crash(bench, job)
             assert await bench.runtime.alertmanagers.look() == 1
             (incident,) = await bench.incidents("open")
-            (shown,) = json.loads(amtool("alert", "query", "-o", "json", f"--alertmanager.url={address}"))
+            shown = shown_alert(address)
             assert shown["labels"]["incident"] == incident["id"]
             assert "Xid 79" in shown["annotations"]["evidence"]
             assert people.hear("on-call", "firing")["commonLabels"]["job"] == "gpt"
             await bench.report(*job.restarted())
+            assert await bench.runtime.alertmanagers.look() == 1
+            assert "stays until node node-b is repaired" in shown_alert(address)["annotations"]["done"]
+            await bench.post("/api/v1/nodes/node-b/repaired", reason="GPU replaced")
             assert await bench.runtime.alertmanagers.look() == 1
             people.hear("on-call", "resolved")
             assert json.loads(amtool("alert", "query", "-o", "json", f"--alertmanager.url={address}")) == []
