@@ -33,7 +33,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"instep {words[0]}: module {error.name!r} is missing: install the extra that brings it, "
               f"such as pip install 'instep[all]'.", file=sys.stderr)
         return 3
-    return int(command(words[1:]) or 0)
+    try:
+        status = int(command(words[1:]) or 0)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`instep … | head`). Python would complain again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return status
 
 
 def die_with_parent(parent: int) -> None:

@@ -1,5 +1,7 @@
 """The dispatcher, as its users meet it: verbs found, verbs missing, parts not installed."""
 
+import os
+import signal
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, entry_points
@@ -80,3 +82,12 @@ def test_a_verb_that_returns_nothing_is_fine(monkeypatch, tmp_path):
 def test_the_process_ends_with_the_exit_status_of_its_verb():
     command = [str(Path(sys.executable).with_name("instep")), "no-such-verb"]
     assert subprocess.run(command, capture_output=True, timeout=60).returncode == 2
+
+
+def test_a_reader_that_has_seen_enough_is_no_traceback():
+    shown = "set -o pipefail; instep catalogue show xid | head -n 1"
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    run = subprocess.run(["bash", "-c", shown], capture_output=True, text=True, env={**os.environ, "PATH": path})
+    assert run.stderr == ""
+    assert len(run.stdout.splitlines()) == 1
+    assert run.returncode in (0, 128 + signal.SIGPIPE)
