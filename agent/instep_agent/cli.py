@@ -205,6 +205,7 @@ def _watch(runner: Runner, uplink: Uplink | None, stop: threading.Event) -> int:
             stop.set()
             return COULD_NOT_LOOK
         runner.wait(min(wait_seconds, STOP_CHECK_SECONDS))
+    runner.say_last_words()
     return FINE
 
 

@@ -64,8 +64,9 @@ class Source(Protocol):
     A source may also state `rights`, one sentence on what it needs beyond plain files that everybody may read (such as
     "reads /dev/kmsg: CAP_SYSLOG"), and `is_rate = True` when its first turn has nothing to compare with. One in the
     agent's own thread may have `wake_descriptor() -> int`: a descriptor that becomes readable when there is something
-    to collect, or -1; then it is asked at once, and otherwise only every second. One in a child may have
-    `watch(node, timeout_seconds)` (`instep_agent.isolation`).
+    to collect, or -1; then it is asked at once, and otherwise only every second. It may also have
+    `last_words(node) -> Iterator[Fact]`: what it has counted and not said yet, asked for when the agent stops. One in a
+    child may have `watch(node, timeout_seconds)` (`instep_agent.isolation`).
     """
 
     @property

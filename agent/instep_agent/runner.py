@@ -118,6 +118,15 @@ class Runner:
             else:
                 woken.next_due_seconds = now_seconds
 
+    def say_last_words(self) -> None:
+        """Send what sources have counted and not said yet; once, when the agent stops."""
+        for state in self.states:
+            last_words = getattr(state.source, "last_words", None)
+            if last_words is not None and not self.children.has(state.name):
+                self._add_facts(tuple(last_words(self._node)))
+        if self._tick.facts:
+            self._send_frame(is_tick=False)
+
     def close(self) -> None:
         """End the children."""
         self.children.close()

@@ -6,46 +6,41 @@ import errno
 import os
 import re
 import stat
-from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from instep_agent.errors import Absent, SourceFailed
-from instep_agent.metric import Metric
+from instep_agent.folding import WINDOW_SECONDS, Fold
+from instep_agent.kernel_lines import is_interesting, pid_of, unescaped
+from instep_agent.metric import counter
 from instep_agent.node import Fact, Node
+from instep_agent.wire import Sample
 
-INTERESTING = re.compile(
-    r"NVRM|\bS?Xid\b|fallen off the bus|nvidia-nvswitch|mlx5|pcieport.*(?:AER|error)|AER: |Out of memory|oom-kill"
-    r"|blocked for more than|hung_task|soft lockup|hard LOCKUP|instep-drill"
-)
-"""Cheap on purpose: a line that passes and means nothing costs a few bytes, one that is held back is lost."""
-DRILL_MARK = "instep-drill"
+DRILL_MARK = b"instep-drill"
 HISTORY_SECONDS = 300.0
 """At its start the agent reports lines of the last five minutes, where the log tells their time."""
-REPEAT_TTL_SECONDS = 60.0
-"""Equal lines within this time are counted, not sent: a broken link has written 800,000 lines for 29 faults."""
-REPEATS_MAX = 256
-RECORDS_PER_COLLECT_MAX = 1000
-LINE_BYTES_MAX = 8192
-_RECORD = re.compile(r"(\d+),(\d+),(\d+),[^;]*;(.*)")
+TURN_SECONDS_MAX = 0.2
+"""A turn ends after so long although there is more: the next one, at once, goes on. The other sources come between."""
+RECORD_BYTES_MAX = 8192
+FILE_CHUNK_BYTES = 1 << 16
+_RECORD = re.compile(rb"(\d+),(\d+),(\d+),[^;]*;(.*)")
+_DICTIONARY_LINE = re.compile(rb" [A-Z_]+=")
+"""Where a record's key=value lines stand in a file: they describe the line before, and are none."""
 
 
-@dataclass(slots=True)
-class _Repeat:
-    """A line that was sent, and how often it came again since."""
-
-    until_ns: int
-    fact: Fact
-    count: int = 0
+def _no_rank(_pid: int) -> dict[str, str]:
+    return {}
 
 
 class KernelLog:
-    """Kernel log lines that match `INTERESTING`, from `/dev/kmsg` beneath the root.
+    """Kernel log lines that may matter (`instep_agent.kernel_lines`), from `/dev/kmsg` beneath the root.
 
     Real device: one record a read, `priority,sequence,microseconds,flags;text` as in the kernel's
     Documentation/ABI/testing/dev-kmsg. A regular file or FIFO in its place is read as it grows, record by record or
     plain line by plain line; plain lines carry no time, so those that were there before the agent are not reported.
+    A line is sent at once; what says the same within 60 s is counted (`instep_agent.folding`), and numbers that the log
+    has skipped are reported as lost.
     """
 
     name = "kernel_log"
@@ -53,26 +48,50 @@ class KernelLog:
     deadline_seconds = 1.0
     child = ""
     rights = "reads /dev/kmsg: CAP_SYSLOG where kernel.dmesg_restrict is 1, and the device in a container"
-    metrics: tuple[Metric, ...] = ()
+    metrics = (
+        counter("instep_kernel_log_lines_total", "Lines of the kernel log that were read, since the agent's start."),
+        counter("instep_kernel_log_lines_lost_total", "Lines overwritten before they could be read, by their numbers."),
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, rank_of: Callable[[int], dict[str, str]] = _no_rank) -> None:
+        """`rank_of` gives, as fields of an event, the rank that a process of the node is."""
+        self._rank_of = rank_of
         self._descriptor = -1
+        self._path = Path()
         self._is_device = False
         self._is_history = False
         self._rest = b""
         self._last_sequence: int | None = None
         self._was_absent = False
-        self._repeats: OrderedDict[str, _Repeat] = OrderedDict()
+        self._fold = Fold()
+        self._lines_total = 0
+        self._lost_total = 0
+        self._lost_unsaid = 0
+        self._lost_until_ns = 0
+        """Before then lost lines are counted, and said afterwards."""
 
-    def collect(self, node: Node) -> Iterator[Fact]:
+    def collect(self, node: Node) -> Iterator[Fact | Sample]:
         """Yield what was logged since last time. Raise `Absent` without a log, `SourceFailed` if unreadable."""
         if self._descriptor < 0:
             self._open(node.root / "dev/kmsg")
         now_ns = node.monotonic_ns()
-        for line in self._read_lines():
-            yield from self._facts(line, node, now_ns)
+        for lines in self._read_chunks():
+            self._lines_total += len(lines)
+            for line in lines:
+                yield from self._facts(line, node, now_ns)
         self._is_history = False
-        yield from self._expired(now_ns)
+        if self._fold.is_over(now_ns):
+            yield from self._repeated(node)
+        if self._lost_unsaid and now_ns >= self._lost_until_ns:
+            yield self._lost(node)
+        yield Sample(name="instep_kernel_log_lines_total", labels=(), value=float(self._lines_total))
+        yield Sample(name="instep_kernel_log_lines_lost_total", labels=(), value=float(self._lost_total))
+
+    def last_words(self, node: Node) -> Iterator[Fact]:
+        """Yield what was counted and not said yet, when the agent stops."""
+        yield from self._repeated(node)
+        if self._lost_unsaid:
+            yield self._lost(node)
 
     def wake_descriptor(self) -> int:
         """Give the open device, which can be waited for; a file in its place is always ready, and so cannot."""
@@ -94,14 +113,17 @@ class KernelLog:
             raise SourceFailed(
                 f"Cannot read {path} ({(error.strerror or '').lower()}): give the agent CAP_SYSLOG and the device."
             ) from error
+        self._path = path
         self._is_device = stat.S_ISCHR(os.fstat(self._descriptor).st_mode)
         self._is_history = not self._was_absent  # what appears after the agent's start is all new
         self._rest = b""
 
-    def _read_lines(self) -> Iterator[str]:
-        for _ in range(RECORDS_PER_COLLECT_MAX):
+    def _read_chunks(self) -> Iterator[list[bytes]]:
+        size = RECORD_BYTES_MAX if self._is_device else FILE_CHUNK_BYTES
+        until_seconds = time.monotonic() + TURN_SECONDS_MAX
+        while time.monotonic() < until_seconds:
             try:
-                data = os.read(self._descriptor, LINE_BYTES_MAX)
+                data = os.read(self._descriptor, size)
             except OSError as error:
                 if error.errno == errno.EPIPE:  # overwritten before it was read: the next read goes on after the gap
                     continue
@@ -110,83 +132,85 @@ class KernelLog:
                 self.close()
                 raise SourceFailed(f"Cannot read the kernel log ({error.strerror}).") from error
             if not data:
-                self._notice_truncation()
+                self._notice_another_file()
                 return
-            yield from self._split(data)
+            yield self._split(data)
 
-    def _split(self, data: bytes) -> Iterator[str]:
+    def _split(self, data: bytes) -> list[bytes]:
         if self._is_device:  # one record, whose further lines hold its key=value dictionary
-            yield data.split(b"\n", 1)[0].decode("utf-8", "replace")
-            return
+            return [data.split(b"\n", 1)[0]]
         *lines, rest = (self._rest + data).split(b"\n")
-        self._rest = rest[-LINE_BYTES_MAX:]
-        for line in lines:
-            yield line.decode("utf-8", "replace")
+        self._rest = rest[-RECORD_BYTES_MAX:]
+        return lines
 
-    def _notice_truncation(self) -> None:
-        """A regular file that was cut short is read again from its beginning."""
+    def _notice_another_file(self) -> None:
+        """A regular file that was cut short is read again from its beginning, and one that took its place instead."""
         status = os.fstat(self._descriptor)
-        if stat.S_ISREG(status.st_mode) and status.st_size < os.lseek(self._descriptor, 0, os.SEEK_CUR):
+        if not stat.S_ISREG(status.st_mode):
+            return
+        if status.st_size < os.lseek(self._descriptor, 0, os.SEEK_CUR):
             os.lseek(self._descriptor, 0, os.SEEK_SET)
-            self._rest = b""
+            self._rest, self._last_sequence = b"", None
+        elif not _is_at(self._path, status):
+            self.close()
+            self._last_sequence, self._was_absent = None, True
 
-    def _facts(self, line: str, node: Node, now_ns: int) -> Iterator[Fact]:
+    def _facts(self, line: bytes, node: Node, now_ns: int) -> Iterator[Fact]:
         record = _RECORD.match(line)
-        fields, text, at_ns = {}, line, now_ns
+        text, at_ns = line, now_ns
         if record is not None:
-            priority, sequence, microseconds, text = record.groups()
-            fields = {"priority": str(int(priority) & 7), "sequence": sequence}
-            at_ns = min(int(microseconds) * 1000, now_ns)
-            yield from self._gap(int(sequence), node, now_ns)
-        if not text or not INTERESTING.search(text):
+            text = record[4]
+            at_ns = min(int(record[3]) * 1000, now_ns)
+            self._count_skipped(int(record[2]))
+            if self._lost_unsaid and now_ns >= self._lost_until_ns:
+                yield self._lost(node)
+        if not is_interesting(text) or _DICTIONARY_LINE.match(text):
             return
         if self._is_history and (record is None or now_ns - at_ns > HISTORY_SECONDS * 1e9):
             return
-        fact = Fact(
+        if self._fold.is_sent(text, now_ns):
+            yield self._fact(unescaped(text), record, at_ns, node)
+
+    def _fact(self, text: bytes, record: re.Match[bytes] | None, at_ns: int, node: Node) -> Fact:
+        fields = {}
+        if record is not None:
+            fields = {"priority": str(int(record[1]) & 7), "sequence": record[2].decode()}
+        if pid := pid_of(text):
+            fields |= {"pid": str(pid)} | self._rank_of(pid)
+        return Fact(
             "kernel_line",
-            text,
+            text[:RECORD_BYTES_MAX].decode("utf-8", "replace"),
             at_ns,
-            node.realtime_ns() - (now_ns - at_ns),
+            node.realtime_ns() - (node.monotonic_ns() - at_ns),
             fields,
             DRILL_MARK in text,
             identity=f"kmsg-{fields['sequence']}" if self._is_device and record else "",
         )
-        if not self._is_repeat(fact, now_ns):
-            yield fact
 
-    def _gap(self, sequence: int, node: Node, now_ns: int) -> Iterator[Fact]:
+    def _repeated(self, node: Node) -> Iterator[Fact]:
+        fields = self._fold.fields_at_end()
+        if fields:
+            text = f"{fields['count']} lines of the kernel log said again what others had said within the last minute."
+            yield Fact("kernel_lines_repeated", text, node.monotonic_ns(), node.realtime_ns(), fields)
+
+    def _count_skipped(self, sequence: int) -> None:
         last, self._last_sequence = self._last_sequence, sequence
         if last is not None and sequence > last + 1:
-            lost = sequence - last - 1
-            yield Fact(
-                "kernel_lines_lost",
-                f"{lost} lines of the kernel log were overwritten before they could be read.",
-                now_ns,
-                node.realtime_ns(),
-                {"count": str(lost)},
-            )
+            self._lost_total += sequence - last - 1
+            self._lost_unsaid += sequence - last - 1
 
-    def _is_repeat(self, fact: Fact, now_ns: int) -> bool:
-        repeat = self._repeats.get(fact.text)
-        if repeat is not None and now_ns < repeat.until_ns:
-            repeat.fact, repeat.count = fact, repeat.count + 1
-            return True
-        if len(self._repeats) < REPEATS_MAX:  # beyond it lines are sent unfolded: better too much than held back
-            self._repeats[fact.text] = _Repeat(now_ns + int(REPEAT_TTL_SECONDS * 1e9), fact)
-        return False
+    def _lost(self, node: Node) -> Fact:
+        """Say at once that lines were lost; in a storm each read skips some, and these are said once a minute."""
+        count, self._lost_unsaid = self._lost_unsaid, 0
+        self._lost_until_ns = node.monotonic_ns() + int(WINDOW_SECONDS * 1e9)
+        text = f"{count} lines of the kernel log were overwritten before they could be read."
+        return Fact("kernel_lines_lost", text, node.monotonic_ns(), node.realtime_ns(), {"count": str(count)})
 
-    def _expired(self, now_ns: int) -> Iterator[Fact]:
-        """Yield one line for those that were counted, with their number; its time is the last one's."""
-        while self._repeats and next(iter(self._repeats.values())).until_ns <= now_ns:
-            _text, repeat = self._repeats.popitem(last=False)
-            if repeat.count:
-                fact = repeat.fact
-                yield Fact(
-                    fact.kind,
-                    fact.text,
-                    fact.monotonic_ns,
-                    fact.realtime_ns,
-                    fact.fields | {"repeats": str(repeat.count)},
-                    fact.is_drill,
-                    fact.identity,
-                )
+
+def _is_at(path: Path, status: os.stat_result) -> bool:
+    """Whether this file is still the one at `path`; a path that cannot be looked at has not changed."""
+    try:
+        now = path.stat()
+    except OSError:
+        return True
+    return (now.st_dev, now.st_ino) == (status.st_dev, status.st_ino)
