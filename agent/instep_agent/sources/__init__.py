@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from instep_agent.node import Source
 from instep_agent.nvml import Driver, shared
 from instep_agent.sources.gpu_events import GpuEvents
@@ -16,6 +18,7 @@ from instep_agent.sources.gpu_recovery import GpuRecovery
 from instep_agent.sources.gpu_state import GpuState
 from instep_agent.sources.host import Host
 from instep_agent.sources.kernel_log import KernelLog
+from instep_agent.sources.nccl_ras import ADDRESSES, NcclRas
 from instep_agent.sources.rank_records import RankRecords
 
 GPU_SOURCES = (
@@ -30,7 +33,7 @@ GPU_SOURCES = (
     GpuIdentity,
 )
 """They share one driver, and with it one child process."""
-SOURCES = (KernelLog, RankRecords, GpuInventory, Host, *GPU_SOURCES)
+SOURCES = (KernelLog, RankRecords, GpuInventory, Host, NcclRas, *GPU_SOURCES)
 """In the order they are asked: what a verdict may wait for comes first."""
 
 
@@ -38,10 +41,11 @@ def all_sources(
     *,
     ranks_interval_seconds: float = RankRecords.interval_seconds,
     discovery_interval_seconds: float = RankRecords.discovery_interval_seconds,
+    nccl_ras_addresses: Sequence[str] = ADDRESSES,
 ) -> tuple[Source, ...]:
     """Give one instance of every source."""
     ranks = RankRecords(ranks_interval_seconds, discovery_interval_seconds)
-    return (KernelLog(), ranks, GpuInventory(), Host(), *gpu_sources())
+    return (KernelLog(), ranks, GpuInventory(), Host(), NcclRas(nccl_ras_addresses), *gpu_sources())
 
 
 def gpu_sources(driver: Driver = shared) -> tuple[Source, ...]:

@@ -1,0 +1,381 @@
+"""NCCL RAS over real sockets: both formats, what counts as news, and services that misbehave."""
+
+import ctypes
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from instep_agent import ras_client
+from instep_agent.errors import Absent, SourceFailed
+from instep_agent.networks import Network, inside
+from instep_agent.ras_answer import Place
+from instep_agent.ras_json import parse_json
+from instep_agent.ras_text import parse_text
+from instep_agent.sources import nccl_ras
+from instep_agent.sources.nccl_ras import NcclRas
+from instep_agent.wire import Sample
+from made_nodes import Clock, node_at
+from ras_peer import TEXT_HEALTHY, TEXT_TROUBLED, RasPeer, communicator, document, missing, rank
+
+NAME = "00009a8b7c6d5e4f"
+NOT_OURS = "192.0.2.7"
+"""An address for documentation: no machine has it."""
+
+
+class Asking:
+    """A source and the clock of its node."""
+
+    def __init__(self, root, *peers):
+        self.clock = Clock()
+        self.node = node_at(root, self.clock)
+        self.source = NcclRas([peer.address for peer in peers])
+
+    def turn(self, after_seconds=10.0):
+        """Give samples by name and labels, and the facts of one turn."""
+        self.clock.seconds += after_seconds
+        readings = list(self.source.collect(self.node))
+        samples = [one for one in readings if isinstance(one, Sample)]
+        facts = [one for one in readings if not isinstance(one, Sample)]
+        return {(one.name, one.labels): one.value for one in samples}, facts
+
+    def facts(self, after_seconds=10.0):
+        return [(fact.kind, fact.fields) for fact in self.turn(after_seconds)[1]]
+
+
+@pytest.fixture
+def peer():
+    peer = RasPeer()
+    yield peer
+    peer.close()
+
+
+@pytest.fixture
+def old_peer():
+    peer = RasPeer(knows_json=False)
+    peer.answer = TEXT_HEALTHY
+    yield peer
+    peer.close()
+
+
+@pytest.fixture
+def asking(peer, tmp_path):
+    return Asking(tmp_path, peer)
+
+
+def value(samples, name, **labels):
+    return samples.get((f"instep_nccl_{name}", tuple(sorted(labels.items()))))
+
+
+def test_is_absent_when_nothing_listens(peer, tmp_path):
+    asking = Asking(tmp_path, peer)
+    peer.close()
+    with pytest.raises(Absent, match="No NCCL RAS service listens"):
+        asking.turn()
+
+
+def test_a_healthy_job_gives_samples_and_no_facts(peer, asking):
+    ranks = [rank(number) for number in range(4)]
+    peer.answer = document(communicator(ranks), communicator(ranks[:2], name="0xff"))
+    samples, facts = asking.turn()
+    assert facts == []
+    assert value(samples, "ras_communicators", status="running") == 2
+    assert value(samples, "ras_ranks_missing", kind="dead") == 0
+    assert value(samples, "ras_ranks_in_error") == 0
+    assert value(samples, "ras_collection_seconds") == 0.25
+    assert value(samples, "communicator_ranks", communicator=NAME, state="running") == 4
+    assert value(samples, "communicator_launches_min", communicator=NAME, op="AllReduce") == 100
+    assert value(samples, "communicator_launches_max", communicator=NAME, op="AllReduce") == 100
+    assert value(samples, "communicator_launches_max", communicator=NAME, op="Broadcast") is None
+    assert {name for name, _ in samples} <= {metric.name for metric in NcclRas.metrics}
+    assert peer.heard == ["CLIENT PROTOCOL 2", "TIMEOUT 3", "SET FORMAT json", "VERBOSE STATUS"]
+
+
+def test_a_dead_rank_is_told_once_and_again_when_it_is_back(peer, asking):
+    peer.answer = document(communicator([rank(0), rank(1)], [missing(2, dead=True)]), timeouts=1)
+    samples, (fact,) = asking.turn()
+    assert fact.kind == "nccl_rank_dead"
+    assert fact.text == f"NCCL RAS considers Rank 2 of communicator {NAME} on 127.0.0.1, GPU 2 dead."
+    place = {"host": "127.0.0.1", "gpu": "2", "pid": "1002"}
+    assert fact.fields == {"communicator": NAME, "communicator_rank": "2"} | place
+    assert value(samples, "ras_ranks_missing", kind="dead") == 1
+    assert value(samples, "communicator_ranks", communicator=NAME, state="missing") == 1
+    assert value(samples, "ras_timeouts") == 1
+    assert asking.facts() == []
+    peer.answer = document(communicator([rank(0), rank(1), rank(2)]))
+    assert asking.facts() == [("nccl_rank_back", {"communicator": NAME, "communicator_rank": "2"})]
+    assert asking.facts() == []
+
+
+def test_an_unresponsive_rank_is_told_at_once(peer, asking):
+    peer.answer = document(communicator([rank(0)], [missing(1)]))
+    ((kind, fields),) = asking.facts()
+    assert (kind, fields["communicator_rank"]) == ("nccl_rank_unresponsive", "1")
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [({"error": 6}, "remote process error"), ({"init": 2}, "system error"), ({"error": 42}, "ncclResult 42")],
+)
+def test_an_error_of_a_rank_is_told_in_nccls_words(peer, asking, status, words):
+    peer.answer = document(communicator([rank(0), rank(1, **status)]))
+    samples, (fact,) = asking.turn()
+    assert (fact.kind, fact.fields["error"], fact.fields["communicator_rank"]) == ("nccl_rank_error", words, "1")
+    assert value(samples, "ras_ranks_in_error") == 1
+
+
+def test_a_rank_that_is_still_initialising_is_no_error(peer, asking):
+    peer.answer = document(communicator([rank(0), rank(1, init=7, error=7)]))
+    samples, facts = asking.turn()
+    assert facts == []
+    assert value(samples, "ras_communicators", status="running") == 1
+    assert value(samples, "communicator_ranks", communicator=NAME, state="init") == 1
+
+
+def test_launches_that_differ_once_are_normal(peer, asking):
+    peer.answer = document(communicator([rank(0, launches=101), rank(1, launches=100)]))
+    samples, facts = asking.turn()
+    assert facts == []
+    assert value(samples, "communicator_launches_min", communicator=NAME, op="AllReduce") == 100
+    peer.answer = document(communicator([rank(0, launches=201), rank(1, launches=200)]))
+    assert asking.facts() == []
+    peer.answer = document(communicator([rank(0, launches=301), rank(1, launches=301)]))
+    assert asking.facts() == []
+
+
+def test_launches_that_differ_unchanged_name_who_is_behind(peer, asking):
+    peer.answer = document(communicator([rank(0, launches=101), rank(1, launches=99), rank(2, launches=100)]))
+    assert asking.facts() == []
+    (fact,) = asking.facts()
+    assert fact == (
+        "nccl_launches_differ",
+        {
+            "communicator": NAME,
+            "op": "AllReduce",
+            "launches_min": "99",
+            "launches_max": "101",
+            "behind_count": "2",
+            "communicator_ranks": "1,2",
+            "places": "127.0.0.1/1,127.0.0.1/2",
+            "seconds": "10.0",
+        },
+    )
+    assert asking.facts() == []
+
+
+def test_a_rank_that_left_its_communicator_counts_when_it_is_so_twice(peer, asking):
+    peer.answer = document(communicator([rank(0)], [missing(1, unresponsive=False)]))
+    assert asking.facts() == []
+    assert [kind for kind, _ in asking.facts()] == ["nccl_rank_left"]
+
+
+def test_two_jobs_that_share_a_port_are_told_apart_by_their_communicators(peer, asking):
+    stuck = document(communicator([rank(0, launches=5), rank(1, launches=4)]))
+    other = document(communicator([rank(0), rank(1)], name="0xbeef"))
+    peer.answer = stuck
+    assert asking.facts() == []
+    peer.answer = other
+    assert asking.facts() == []
+    peer.answer = stuck
+    assert [(kind, fields["seconds"]) for kind, fields in asking.facts()] == [("nccl_launches_differ", "20.0")]
+
+
+def test_the_node_of_another_rank_0_keeps_quiet_and_looks_again_later(peer, asking):
+    troubled = [missing(1, host=NOT_OURS, dead=True)]
+    peer.answer = document(communicator([rank(0, host=NOT_OURS), rank(2)], troubled))
+    samples, facts = asking.turn()
+    assert facts == []
+    assert {name for name, _ in samples} == {"instep_nccl_ras_networks_unseen", "instep_nccl_ras_unanswered"}
+    heard = len(peer.heard)
+    assert asking.turn() == ({}, [])
+    assert len(peer.heard) == heard, "it is not asked again so soon"
+    peer.answer = document(communicator([rank(2)], [missing(0, host=NOT_OURS, dead=True), *troubled]))
+    assert [kind for kind, _ in asking.facts(nccl_ras.QUIET_SECONDS)] == ["nccl_rank_dead", "nccl_rank_dead"]
+
+
+def test_the_largest_communicators_have_samples_and_all_are_counted(peer, asking):
+    peer.answer = document(
+        *(communicator([rank(0)], name=hex(number)) for number in range(1, 60)), communicator([rank(0), rank(1)])
+    )
+    samples, _ = asking.turn()
+    named = {dict(labels)["communicator"] for name, labels in samples if name == "instep_nccl_communicator_ranks"}
+    assert len(named) == nccl_ras.COMMUNICATORS_MAX
+    assert NAME in named
+    assert value(samples, "ras_communicators", status="running") == 60
+
+
+def test_facts_of_one_turn_are_bounded(peer, asking):
+    lost = [missing(number, dead=True) for number in range(1, 200)]
+    peer.answer = document(communicator([rank(0)], lost))
+    samples, facts = asking.turn()
+    assert len(facts) == nccl_ras.FACTS_MAX
+    assert value(samples, "ras_ranks_missing", kind="dead") == 199
+
+
+def test_an_old_service_is_read_as_text(old_peer, tmp_path):
+    asking = Asking(tmp_path, old_peer)
+    samples, facts = asking.turn()
+    assert facts == []
+    assert value(samples, "ras_communicators", status="running") == 9
+    assert value(samples, "ras_collection_seconds") == 0.12
+    assert asking.turn() == ({}, []), "all nodes ask an old service, so each does it less often"
+    old_peer.answer = TEXT_TROUBLED
+    _, facts = asking.turn(nccl_ras.TEXT_QUIET_SECONDS)
+    assert sorted(fact.kind for fact in facts) == [
+        "nccl_rank_dead",
+        "nccl_rank_error",
+        "nccl_rank_unresponsive",
+        "nccl_rank_unresponsive",
+    ]
+    assert [kind for kind, _ in asking.facts(nccl_ras.TEXT_QUIET_SECONDS)] == ["nccl_launches_differ"]
+
+
+def test_text_tells_places_errors_and_launches():
+    answer = parse_text(TEXT_TROUBLED)
+    assert (answer.nccl_version, answer.timeouts, answer.collection_seconds) == ("2.26.2", 2, 5.02)
+    assert answer.communicators_by_state == {"running": 1, "finalize": 2}
+    found = {(one.kind, one.communicator, one.place, one.error) for one in answer.troubles}
+    assert found == {
+        ("unresponsive", "", Place(-1, "10.0.0.21", 5, 3487984), ""),
+        ("dead", "", Place(-1, "10.0.0.22", 6, 3487999), ""),
+        ("unresponsive", NAME, Place(13, "10.0.0.21", 5, 3487984), ""),
+        ("error", "0000000000abcdef", Place(2, "10.0.0.23", 4, 77), "system error"),
+    }
+    (lag,) = answer.lags
+    assert (lag.communicator, lag.op, lag.launches_min, lag.launches_max) == (NAME, "AllReduce", 0, 650)
+    assert [place.rank for place in lag.behind] == [4, 3]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "sentence"),
+    [
+        ("close", "closed the connection before"),
+        ("garbage", "is not NCCL RAS"),
+        ("nothing", "closed the connection before"),
+        ("half", "JSON of NCCL RAS could not be understood"),
+    ],
+)
+def test_a_service_that_misbehaves_is_a_failure_and_the_next_turn_is_fine(peer, asking, behaviour, sentence):
+    peer.behaviour = behaviour
+    with pytest.raises(SourceFailed, match=sentence):
+        asking.turn()
+    peer.behaviour = "well"
+    assert value(asking.turn()[0], "ras_communicators", status="running") == 1
+
+
+@pytest.mark.parametrize("behaviour", ["hang", "drip"])
+def test_a_service_that_hangs_is_given_up(peer, asking, behaviour, monkeypatch):
+    monkeypatch.setattr(nccl_ras, "ONE_SECONDS_MAX", 0.3)
+    peer.behaviour = behaviour
+    with pytest.raises(SourceFailed, match="did not finish its answer in time"):
+        asking.turn()
+
+
+def test_a_service_that_never_stops_talking_is_cut_off(peer):
+    peer.behaviour = "flood"
+    address = ras_client.parse_address(peer.address)
+    with pytest.raises(SourceFailed, match="said more than 1000000 bytes"):
+        ras_client.ask(address, until_seconds=time.monotonic() + 30, bytes_max=1_000_000)
+    assert peer.sent_bytes < 100 << 20
+
+
+def test_one_service_that_hangs_hides_no_other(peer, tmp_path, monkeypatch):
+    monkeypatch.setattr(nccl_ras, "ONE_SECONDS_MAX", 0.3)
+    stuck = RasPeer()
+    stuck.behaviour = "hang"
+    samples, _ = Asking(tmp_path, stuck, peer).turn()
+    stuck.close()
+    assert value(samples, "ras_communicators", status="running") == 1
+    assert value(samples, "ras_unanswered") == 1
+
+
+@pytest.mark.parametrize("text", ["", "localhost", "localhost:", ":28028", "localhost:0", "localhost:70000", "a:b"])
+def test_an_address_that_is_none_is_refused_with_a_sentence(text):
+    with pytest.raises(ValueError, match="is no address of NCCL RAS: write HOST:PORT"):
+        NcclRas([text])
+
+
+@given(st.binary(max_size=400))
+def test_no_bytes_break_the_readers(body):
+    for parse in (parse_json, parse_text):
+        for whole in (body, TEXT_TROUBLED[:900] + body, document(communicator([rank(0)]))[:300] + body):
+            try:
+                parse(whole)
+            except SourceFailed as error:
+                assert str(error).endswith(".")
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=8), st.randoms(use_true_random=False))
+def test_the_order_of_ranks_changes_nothing(launches, random):
+    ranks = [rank(number, launches=count) for number, count in enumerate(launches)]
+    answer = parse_json(document(communicator(ranks)))
+    random.shuffle(ranks)
+    assert parse_json(document(communicator(ranks))) == answer
+    assert bool(answer.lags) == (len(set(launches)) > 1)
+
+
+_LISTENER = """
+import socket, sys, ctypes
+if ctypes.CDLL(None).unshare(0x40000000): sys.exit("no")
+import fcntl, struct
+probe = socket.socket()
+fcntl.ioctl(probe, 0x8914, struct.pack("16sH14s", b"lo", 0x49, b""))
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+print("ready", flush=True)
+while True:
+    connection, _ = listener.accept()
+    lines = connection.makefile("rb")
+    for line in lines:
+        if b"STATUS" in line:
+            connection.sendall(sys.argv[2].encode())
+            break
+        connection.sendall(b"SERVER PROTOCOL 2\\n" if b"CLIENT" in line else b"OK\\n")
+    lines.close()
+    connection.close()
+"""
+
+
+def test_a_rank_in_another_network_is_asked_from_within(peer, tmp_path, monkeypatch):
+    answer = document(communicator([rank(0), rank(1)], [missing(2, dead=True)])).decode()
+    port = peer.address.partition(":")[2]
+    peer.close()
+    command = [sys.executable, "-c", _LISTENER, port, answer]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        if process.stdout.readline() != b"ready\n":
+            pytest.skip("Making a network namespace needs CAP_SYS_ADMIN.")
+        path = f"/proc/{process.pid}/ns/net"
+        network = Network("rank 0 of run r", path, os.stat(path).st_ino)
+        monkeypatch.setattr(nccl_ras, "networks_of_ranks", lambda _node: (network,))
+        home = os.stat("/proc/self/ns/net").st_ino
+        samples, facts = Asking(tmp_path, peer).turn()
+        assert os.stat("/proc/self/ns/net").st_ino == home
+        process.kill()
+    assert [fact.kind for fact in facts] == ["nccl_rank_dead"]
+    assert value(samples, "ras_networks_unseen") == 0
+
+
+def test_a_network_that_cannot_be_told_is_a_failure_with_the_right_that_is_missing(peer, tmp_path, monkeypatch):
+    monkeypatch.setattr(nccl_ras, "networks_of_ranks", lambda _node: (Network("rank 0 of run r", "", 0),))
+    samples, _ = Asking(tmp_path, peer).turn()
+    assert value(samples, "ras_networks_unseen") == 1, "what answers here is still reported"
+    peer.close()
+    with pytest.raises(SourceFailed, match=r"in which network rank 0 of run r is: give the agent CAP_SYS_ADMIN"):
+        Asking(tmp_path, peer).turn()
+
+
+def test_a_network_without_the_right_to_enter_is_a_failure(monkeypatch):
+    class Libc:
+        def setns(self, *_):
+            ctypes.set_errno(1)
+            return -1
+
+    monkeypatch.setattr("instep_agent.networks.ctypes.CDLL", lambda *_, **__: Libc())
+    network = Network("rank 0", "/proc/self/ns/net", os.stat("/proc/self/ns/net").st_ino)
+    with (
+        pytest.raises(SourceFailed, match=r"Cannot enter the network of rank 0 \(operation not permitted\)"),
+        inside(network),
+    ):
+        pytest.fail("never inside")
