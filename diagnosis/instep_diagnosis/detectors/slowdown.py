@@ -52,8 +52,8 @@ def find_slowdowns(work_seconds_TR: Array, ratio_min: float, settings: Straggler
     null = settings.offset_share * float(np.log(ratio_min))
     found = []
     sigma = noise(x_TR, floor=settings.noise_ratio_min)
-    for column in range(x_TR.shape[1]):
-        if slow := _best_stretch(x_TR[:, column], column, null, sigma, ratio_min, settings):
+    for column in _may_be_slow(x_TR, null, sigma, settings):
+        if slow := _best_stretch(x_TR[:, column], int(column), null, sigma, ratio_min, settings):
             found.append(slow)
     return sorted(found, key=lambda slow: -slow.ratio)
 
@@ -103,6 +103,15 @@ def _mean_square_difference(x_TR: Array, lag: int) -> float:
         return 0.0
     limit = 3.5 * _MAD_TO_SIGMA * float(np.median(np.abs(differences)))
     return float(np.mean(np.minimum(np.abs(differences), limit) ** 2))
+
+
+def _may_be_slow(x_TR: Array, null: float, sigma: float, settings: StragglerSettings) -> npt.NDArray[np.intp]:
+    """Columns that are worth a look by themselves: those whose test may fire, and those with gaps."""
+    lengths_Tx = np.arange(1, len(x_TR) + 1)[:, None]
+    limit = max(_LOG_RATIO_LIMIT, _SIGMA_LIMIT * sigma)
+    means_TR = np.cumsum(np.clip(x_TR[::-1], -limit, limit), axis=0) / lengths_Tx
+    z_R = ((means_TR - null) * np.sqrt(lengths_Tx) / sigma).max(axis=0)
+    return np.flatnonzero(~(z_R < settings.z_min))  # with a gap it is NaN, which is not less
 
 
 def _best_stretch(

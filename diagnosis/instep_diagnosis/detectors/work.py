@@ -6,7 +6,8 @@ Shapes: `T` steps, `R` ranks. NaN is *not observed*.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations, compress
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ Array = npt.NDArray[np.float64]
 
 _TOKENS_SPREAD_MIN = 0.01
 """Tokens that differ by less than this between rank-steps need no correction."""
+_AHEAD_STEPS_MAX = 16
+"""A rank may have finished so many steps more than any other."""
 _SECONDS_MIN = 1e-6
 """Least duration taken into a logarithm: below it a clock resolves nothing."""
 
@@ -30,7 +33,8 @@ class StepArrays:
     steps: tuple[int, ...]
     own_seconds_TR: Array
     """Own work: wall time less waiting for peers, for a core, for data, for checkpoint and for evaluation; corrected
-    for tokens where they vary."""
+    for tokens where they vary. Below zero the parts overlap, and the least duration stands for it. Starvation that
+    was not observed is not taken off."""
     wait_seconds_TR: Array
     cpu_seconds_TR: Array
     starved_seconds_TR: Array
@@ -44,46 +48,55 @@ def step_arrays(job: JobSteps, *, window_steps: int) -> StepArrays | None:
     observed nothing is subtracted for it.
     """
     ranks = tuple(sorted(rank for rank, rows in job.steps.items() if rows))
-    counts: dict[int, int] = {}
-    for rank in ranks:
-        for number in {row.step for row in job.steps[rank]}:
-            counts[number] = counts.get(number, 0) + 1
-    steps = tuple(sorted(number for number, count in counts.items() if count >= 2)[-window_steps:])
-    if not steps or len(ranks) < 2:
+    if len(ranks) < 2:
         return None
-    index = {number: t for t, number in enumerate(steps)}
-    columns_KTR = np.full((7, len(steps), len(ranks)), np.nan)
-    for r, rank in enumerate(ranks):
-        for row in job.steps[rank]:
-            if row.step in index:
-                cpu_time, queued = _observed(row.cpu_seconds), _observed(row.starved_seconds)
-                columns_KTR[:, index[row.step], r] = (
-                    own_seconds(row), row.wait_seconds, cpu_time, queued, row.data_seconds, row.tokens,
-                    row.tokens_squared,
-                )  # fmt: skip
-    own, wait, cpu, starved, data, tokens, squared = columns_KTR
+    newest = [job.steps[rank][-window_steps - _AHEAD_STEPS_MAX :] for rank in ranks]
+    rows = list(chain.from_iterable(newest))
+    number_N = np.fromiter(map(attrgetter("step"), rows), np.int64, len(rows))
+    column_N = np.repeat(np.arange(len(ranks)), [len(own) for own in newest])
+    steps = _shared_steps(number_N, column_N, len(ranks), window_steps)
+    if not steps.size:
+        return None
+    place_N = np.searchsorted(steps, number_N)
+    is_in_N = (place_N < steps.size) & (steps[np.minimum(place_N, steps.size - 1)] == number_N)
+    rows = list(compress(rows, is_in_N))
+    columns_KTR = np.full((len(_FIELDS), steps.size, len(ranks)), np.nan)
+    for k, name in enumerate(_FIELDS):
+        # A list, because only that takes None for NaN.
+        columns_KTR[k, place_N[is_in_N], column_N[is_in_N]] = np.array(list(map(attrgetter(name), rows)), dtype=float)
+    wall, wait, cpu, starved, data, checkpoint, evaluation, tokens, squared = columns_KTR
+    own = wall - wait - np.nan_to_num(starved) - (data + checkpoint + evaluation)
     corrected = per_tokens(np.maximum(own, _SECONDS_MIN), tokens, squared)
-    return StepArrays(ranks, steps, corrected, wait, cpu, starved, data)
+    return StepArrays(ranks, tuple(steps.tolist()), corrected, wait, cpu, starved, data)
 
 
-def _observed(value: float | None) -> float:
-    return np.nan if value is None else value
+_FIELDS = (
+    *("wall_seconds", "wait_seconds", "cpu_seconds", "starved_seconds", "data_seconds"),
+    *("checkpoint_seconds", "evaluation_seconds", "tokens", "tokens_squared"),
+)
+
+
+def _shared_steps(
+    number_N: npt.NDArray[np.int64], column_N: npt.NDArray[np.int64], ranks: int, window_steps: int
+) -> npt.NDArray[np.int64]:
+    """The newest steps that two ranks or more have finished, in order."""
+    numbers, inverse_N = np.unique(number_N, return_inverse=True)
+    is_new_N = np.ones(len(number_N), bool)
+    order_N = np.lexsort((inverse_N, column_N))
+    is_new_N[order_N[1:]] = (np.diff(column_N[order_N]) != 0) | (np.diff(inverse_N[order_N]) != 0)
+    counts = np.bincount(inverse_N[is_new_N], minlength=len(numbers))
+    return np.asarray(numbers[counts >= 2][-window_steps:])
 
 
 def own_seconds(step: StepReport) -> float:
-    """A step's wall time less waiting for peers, for a core and for data, and less checkpoint and evaluation.
-
-    Below zero where the parts overlap. Starvation that was not observed is not taken off.
+    """One step's own work, as in `StepArrays` but for tokens; below zero where the parts overlap.
 
     >>> own_seconds(StepReport(step=1, wall_seconds=1.0, wait_seconds=0.25, starved_seconds=0.25))
     0.5
     """
     pauses = step.data_seconds + step.checkpoint_seconds + step.evaluation_seconds
-    return step.wall_seconds - step.wait_seconds - _or_zero(step.starved_seconds) - pauses
-
-
-def _or_zero(seconds: float | None) -> float:
-    return 0.0 if seconds is None or np.isnan(seconds) else seconds
+    starved = step.starved_seconds or 0.0
+    return step.wall_seconds - step.wait_seconds - (0.0 if np.isnan(starved) else starved) - pauses
 
 
 def per_tokens(own_seconds_TR: Array, tokens_TR: Array, tokens_squared_TR: Array) -> Array:
@@ -143,14 +156,15 @@ def peers_median(values_TR: Array) -> Array:
 
 
 def _median_without_self(values_TR: Array) -> Array:
-    """By one sort per row: leaving out a value moves the middle by one place or not at all."""
+    """By one sort per row: leaving out a value moves the middle by one place or not at all. Of equal values it does
+    not matter which one is left out."""
     ordered_TR = np.sort(values_TR, axis=1)
-    place_TR = np.argsort(np.argsort(values_TR, axis=1, kind="stable"), axis=1, kind="stable")
     others = values_TR.shape[1] - 1
     low, high = (others - 1) // 2, others // 2
-    return np.asarray((_pick(ordered_TR, place_TR, low) + _pick(ordered_TR, place_TR, high)) / 2)
+    return np.asarray((_without_self(ordered_TR, values_TR, low) + _without_self(ordered_TR, values_TR, high)) / 2)
 
 
-def _pick(ordered_TR: Array, place_TR: npt.NDArray[np.intp], middle: int) -> Array:
+def _without_self(ordered_TR: Array, values_TR: Array, middle: int) -> Array:
     """The value at `middle` of the row without the value itself, for every value of the row."""
-    return np.take_along_axis(ordered_TR, middle + (place_TR <= middle), axis=1)
+    here_Tx, next_Tx = ordered_TR[:, middle, None], ordered_TR[:, middle + 1, None]
+    return np.where(values_TR <= here_Tx, next_Tx, here_Tx)
