@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from instep_agent.node import Source
 from instep_agent.nvml import Driver, shared
+from instep_agent.rank_places import RankTable
 from instep_agent.sources.gpu_events import GpuEvents
 from instep_agent.sources.gpu_identity import GpuIdentity
 from instep_agent.sources.gpu_inventory import GpuInventory
@@ -18,6 +19,7 @@ from instep_agent.sources.gpu_recovery import GpuRecovery
 from instep_agent.sources.gpu_state import GpuState
 from instep_agent.sources.host import Host
 from instep_agent.sources.kernel_log import KernelLog
+from instep_agent.sources.log_lines import LogLines
 from instep_agent.sources.nccl_ras import ADDRESSES, NcclRas
 from instep_agent.sources.rank_records import RankRecords
 
@@ -33,7 +35,7 @@ GPU_SOURCES = (
     GpuIdentity,
 )
 """They share one driver, and with it one child process."""
-SOURCES = (KernelLog, RankRecords, GpuInventory, Host, NcclRas, *GPU_SOURCES)
+SOURCES = (KernelLog, RankRecords, GpuInventory, Host, LogLines, NcclRas, *GPU_SOURCES)
 """In the order they are asked: what a verdict may wait for comes first."""
 
 
@@ -42,10 +44,12 @@ def all_sources(
     ranks_interval_seconds: float = RankRecords.interval_seconds,
     discovery_interval_seconds: float = RankRecords.discovery_interval_seconds,
     nccl_ras_addresses: Sequence[str] = ADDRESSES,
+    log_files: Sequence[str] = (),
 ) -> tuple[Source, ...]:
     """Give one instance of every source."""
-    ranks = RankRecords(ranks_interval_seconds, discovery_interval_seconds)
-    return (KernelLog(), ranks, GpuInventory(), Host(), NcclRas(nccl_ras_addresses), *gpu_sources())
+    table = RankTable()
+    ranks = RankRecords(ranks_interval_seconds, discovery_interval_seconds, table=table)
+    return (KernelLog(table.rank_of), ranks, GpuInventory(), Host(), LogLines(log_files), NcclRas(nccl_ras_addresses), *gpu_sources())
 
 
 def gpu_sources(driver: Driver = shared) -> tuple[Source, ...]:
