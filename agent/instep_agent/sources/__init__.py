@@ -49,7 +49,8 @@ def all_sources(
     """Give one instance of every source."""
     table = RankTable()
     ranks = RankRecords(ranks_interval_seconds, discovery_interval_seconds, table=table)
-    return (KernelLog(table.rank_of), ranks, GpuInventory(), Host(), LogLines(log_files), NcclRas(nccl_ras_addresses), *gpu_sources())
+    jobs = (LogLines(log_files), NcclRas(nccl_ras_addresses))
+    return (KernelLog(table.rank_of), ranks, GpuInventory(), Host(), *jobs, *gpu_sources())
 
 
 def gpu_sources(driver: Driver = shared) -> tuple[Source, ...]:

@@ -61,7 +61,7 @@ class LogLines:
 
     Made for what `NCCL_DEBUG_FILE`, `torchrun --log-dir` and `instep run --log-dir` write. Files that are there at the
     start are read from their end, later ones from their beginning, through rotation and truncation. Which lines leave
-    the node stands in `log_patterns.toml`. With files to read it runs in the child process `logs`: their file system may
+    the node stands in `log_patterns.toml`. With files to read it runs in the child process `logs`: a file system may
     hang.
     """
 
