@@ -31,11 +31,12 @@ class Tick:
     facts: list[Fact] = field(default_factory=list)
 
     def add_rank(self, report: RankReport) -> None:
-        """Keep the newest report of a rank, with the steps of those it replaces."""
+        """Keep the newest report of a rank, with the steps and the place of those it replaces."""
         key = (report.run, report.attempt, report.rank)
         before = self.ranks.get(key)
-        if before is not None and before.steps:
-            report = msgspec.structs.replace(report, steps=before.steps + report.steps)
+        if before is not None and (before.steps or before.place is not None):
+            place = before.place if report.place is None else report.place
+            report = msgspec.structs.replace(report, steps=before.steps + report.steps, place=place)
         self.ranks[key] = report
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 _STATES = {
@@ -19,6 +21,7 @@ _STATES = {
 }
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 PROC = Path("/proc")
+PROCESSES_MAX = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,41 @@ def owner_of(pid: int, proc: Path = PROC) -> int | None:
             return next((int(line.split()[1]) for line in lines if line.startswith("Uid:")), None)
     except (OSError, ValueError, IndexError):
         return None
+
+
+def ids_by_start(proc: Path = PROC) -> dict[int, list[int]]:
+    """Give the processes by when they started, in clock ticks since boot; empty when there is no process table.
+
+    A process in a container has another number on the node than in its own namespace; its start is the same in both.
+    """
+    found: dict[int, list[int]] = {}
+    try:
+        numbers = process_ids(proc)
+    except OSError:
+        return found
+    for pid in numbers:
+        if ticks := start_ticks(pid, proc):
+            found.setdefault(ticks, []).append(pid)
+    return found
+
+
+def process_ids(proc: Path = PROC) -> list[int]:
+    """Give the numbers of all processes, at most `PROCESSES_MAX`; raise OSError when the table cannot be read."""
+    with os.scandir(proc) as entries:
+        return [int(name) for name in islice((e.name for e in entries if e.name.isdecimal()), PROCESSES_MAX)]
+
+
+def is_known_as(pid: int, number: int, namespace: int, proc: Path = PROC) -> bool:
+    """Whether process `pid` has this number in this pid namespace, as far as that may be looked at."""
+    with contextlib.suppress(OSError):  # needs the rights of a debugger; the number then has to do
+        if (proc / str(pid) / "ns/pid").stat().st_ino != namespace:
+            return False
+    try:
+        with (proc / str(pid) / "status").open(encoding="utf-8", errors="replace") as lines:
+            numbers = next((line.split()[1:] for line in lines if line.startswith("NSpid:")), [str(pid)])
+    except OSError:
+        return False
+    return numbers[-1:] == [str(number)]
 
 
 def pid_namespace(proc: Path = PROC) -> int:

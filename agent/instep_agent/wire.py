@@ -80,6 +80,27 @@ class StepReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The optimizer did not step (a GradScaler found infinities)."""
 
 
+class RankPlace(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where one rank runs: its process on the node, its GPU, the RDMA devices nearest to that, its container."""
+
+    pid: int = 0
+    """Number of its process on the node, as kernel lines have it; 0 when it is not known."""
+    pid_namespace: int = 0
+    """Inode number of the pid namespace in which `RankReport.pid` counts."""
+    gpus_visible: str = ""
+    """`CUDA_VISIBLE_DEVICES` of the process as it started; empty when it is not set, or cannot be read."""
+    gpu_pci: str = ""
+    """Address of the rank's GPU, `0000:3b:00`, where the driver tells it."""
+    hcas: tuple[str, ...] = ()
+    """Names of the RDMA devices nearest to that GPU on the PCI tree; several that are equally near."""
+    namespace: str = ""
+    pod_uid: str = ""
+    container: str = ""
+    scheduler_job_id: str = ""
+    missing: tuple[str, ...] = ()
+    """What is not known: `process`, `owner` (the process is not that of the record's), `environment`, `cgroup`."""
+
+
 class RankReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one rank record said when it was read."""
 
@@ -117,6 +138,8 @@ class RankReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The last collectives, oldest first; filled when the rank looks stalled, empty otherwise."""
     unobserved: tuple[str, ...] = ()
     """Paths that cannot be seen in this rank (such as `p2p`): not observed, which is not *not entered*."""
+    place: RankPlace | None = None
+    """Where it runs, when that is new or changed and every minute; None: as last told."""
 
 
 class GpuReport(Struct, frozen=True, kw_only=True, omit_defaults=True):

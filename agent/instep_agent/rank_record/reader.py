@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -18,6 +18,11 @@ from instep_agent.rank_record.decode import Collective, Group, Heartbeat, Record
 from instep_agent.rank_record.identity import RankIdentity
 from instep_agent.rank_record.layout import Region
 from instep_agent.wire import StepReport
+
+STEPS_PER_READ_MAX = 1024
+"""What is more comes with the next reads, so that no record holds its reader up."""
+MEMBERS_HELD_MAX = 1 << 17
+"""Of all groups of one record; further groups come without their members."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,8 @@ class RecordReader:
         self._heartbeat: tuple[int, Heartbeat] | None = None
         self._groups: list[Group] = []
         self._next_step = 1
+        self.members_held = 0
+        """Members of groups that this reader keeps: 36 bytes each."""
 
     def __enter__(self) -> RecordReader:
         return self
@@ -76,6 +83,11 @@ class RecordReader:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    @property
+    def owner(self) -> int:
+        """The user who owns the file."""
+        return os.fstat(self._descriptor).st_uid
 
     @property
     def identity(self) -> RankIdentity:
@@ -165,6 +177,10 @@ class RecordReader:
             group = decode.decode_group(self._slot(region, len(self._groups)))
             if group is None:
                 return
+            count = len(group.members or ())
+            if self.members_held + count > MEMBERS_HELD_MAX:
+                group, count = replace(group, members=None), 0
+            self.members_held += count
             self._groups.append(group)
 
     def _read_live(self) -> tuple[GroupState, ...]:
@@ -183,7 +199,7 @@ class RecordReader:
         """Give the steps from the next one on: slot by slot while they follow, the whole ring when one is missing."""
         region = self.header.regions.step
         steps: list[StepReport] = []
-        while len(steps) < region.slots:
+        while len(steps) < min(region.slots, STEPS_PER_READ_MAX):
             slot = self._slot(region, self._next_step % region.slots)
             seq = decode.sequence_of(slot)
             if seq != self._next_step:
@@ -203,7 +219,7 @@ class RecordReader:
                 if step and step[0] >= self._next_step
             ),
             key=lambda step: step[0],
-        )
+        )[:STEPS_PER_READ_MAX]
         if found:
             self._next_step = found[-1][0] + 1
         return tuple(step for _seq, step in found)

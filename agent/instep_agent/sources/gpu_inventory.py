@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from instep_agent.errors import Absent
+from instep_agent.gpu_files import gpus_of
 from instep_agent.metric import Metric
 from instep_agent.node import Node
 from instep_agent.wire import GpuReport
-
-GPUS_MAX = 64
 
 
 class GpuInventory:
@@ -31,22 +30,4 @@ class GpuInventory:
         folder = node.driver / "nvidia/gpus"
         if not folder.is_dir():
             raise Absent(f"{folder} does not exist: no NVIDIA driver is loaded.")
-        for information in sorted(folder.glob("*/information"))[:GPUS_MAX]:
-            gpu = parse_information(information.read_text(errors="replace"))
-            if gpu is not None:
-                yield gpu
-
-
-def parse_information(text: str) -> GpuReport | None:
-    """Give the GPU that one `information` file describes, or None when it names no address.
-
-    >>> parse_information("GPU UUID: \\t GPU-1\\nBus Location: \\t 0000:3B:00.0\\nDevice Minor: \\t 2\\n")
-    GpuReport(index=2, uuid='GPU-1', pci='0000:3b:00')
-    """
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
-    minor, location = fields.get("Device Minor", ""), fields.get("Bus Location", "")
-    if not minor.isdigit() or not location:
-        return None
-    return GpuReport(
-        index=int(minor), uuid=fields.get("GPU UUID", ""), pci=location.lower().rpartition(".")[0] or location
-    )
+        yield from gpus_of(node)

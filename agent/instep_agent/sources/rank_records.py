@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from instep_agent.errors import Absent, RankRecordError
+from instep_agent.errors import Absent, RankRecordError, RecordInvalid
 from instep_agent.folders import ENTRIES_MAX, FOLDER_FLAGS, Folder, inode, names, newest_names
 from instep_agent.metric import gauge
 from instep_agent.node import Node
+from instep_agent.rank_places import RankTable
+from instep_agent.rank_record.identity import RankIdentity
 from instep_agent.rank_record.reader import RecordReader
 from instep_agent.rank_record.report import STALLED_AFTER_SECONDS, report
 from instep_agent.wire import RankReport, Sample
 
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 RUNS_MAX = 64
 RANKS_MAX = 256
 GONE_REPORTED_SECONDS = 120.0
 """So long after its last sign of life a rank whose process is gone is still reported."""
+TURN_SECONDS_MAX = 0.25
+"""Records that are not reached within a turn are the first of the next one: reading 8 takes 2 ms."""
+ATTEMPTS_MAX = 8
+"""Of the newest attempts, the first that holds a record is reported: an empty folder hides no rank."""
+REFUSED_RETRY_SECONDS_MAX = 60.0
+"""What is no sound record is looked at again after a while, ever more rarely: it may be one that is being created."""
+MEMBERS_HELD_MAX = 1 << 20
+"""Of all records together; one that goes beyond it is not read any more."""
 
 
 class _Place(NamedTuple):
@@ -35,14 +48,25 @@ class _Watched:
     """One open record."""
 
     reader: RecordReader
+    owner: int
     is_silent: bool = False
+    members_held: int = 0
+
+
+@dataclass(slots=True)
+class _Refused:
+    """Something that is no sound record, and when it is looked at again."""
+
+    retry_ns: int
+    wait_seconds: float
 
 
 class RankRecords:
     """Rank records beneath `<record root>/<node>/<run>/<attempt>/<rank>` (docs/reference/rank-record.md).
 
     New records are looked for at their own, slower interval. Folders are opened one below the other without following
-    links; what is not a sound record is counted, not read.
+    links; what is not a sound record, or is not the record of the place it stands at, is counted and not read. Where
+    each rank runs is told when it is new or changed, and every minute (`instep_agent.rank_places`).
     """
 
     name = "rank_records"
@@ -53,16 +77,27 @@ class RankRecords:
     metrics = (
         gauge("instep_rank_records", "Rank records that are read."),
         gauge("instep_rank_records_invalid", "Files beneath the record root that are no sound rank record."),
+        gauge("instep_rank_records_late", "Rank records that a turn had no time for: the next one begins with them."),
     )
     discovery_interval_seconds = 1.0
 
     def __init__(
-        self, interval_seconds: float = interval_seconds, discovery_interval_seconds: float = discovery_interval_seconds
+        self,
+        interval_seconds: float = interval_seconds,
+        discovery_interval_seconds: float = discovery_interval_seconds,
+        *,
+        table: RankTable | None = None,
+        turn_seconds_max: float = TURN_SECONDS_MAX,
     ) -> None:
+        """`table` is told of every rank, for other sources to read."""
+        self._turn_seconds_max = turn_seconds_max
         self.interval_seconds = interval_seconds
         self.discovery_interval_seconds = discovery_interval_seconds
         self._watched: dict[_Place, _Watched] = {}
         self._ended: set[_Place] = set()
+        self._table = RankTable() if table is None else table
+        self._refused: dict[_Place, _Refused] = {}
+        self._late: list[_Place] = []
         self._invalid = 0
         self._next_discovery_ns = 0
 
@@ -72,36 +107,58 @@ class RankRecords:
         if now_ns >= self._next_discovery_ns:
             self._next_discovery_ns = now_ns + int(self.discovery_interval_seconds * 1e9)
             self._discover(node)
-        for place in sorted(self._watched):
-            said = self._read(place, node)
-            if said is not None:
-                yield said
+        yield from self._read_all(node)
         yield Sample(name="instep_rank_records", labels=(), value=float(len(self._watched)))
         yield Sample(name="instep_rank_records_invalid", labels=(), value=float(self._invalid))
+        yield Sample(name="instep_rank_records_late", labels=(), value=float(len(self._late)))
 
     def close(self) -> None:
         """Close every record."""
         for place in tuple(self._watched):
             self._forget(place)
 
+    def _read_all(self, node: Node) -> Iterator[RankReport]:
+        late = [place for place in self._late if place in self._watched]
+        order = [*late, *sorted(self._watched.keys() - set(late))]
+        until_seconds = time.monotonic() + self._turn_seconds_max
+        for at, place in enumerate(order):
+            if at and time.monotonic() > until_seconds:
+                self._late = order[at:]
+                return
+            said = self._read(place, node)
+            if said is not None:
+                yield said
+        self._late = []
+
     def _read(self, place: _Place, node: Node) -> RankReport | None:
         """Give the rank's report; its collectives are read only while it has been silent for a while."""
         watched = self._watched[place]
         try:
             record = watched.reader.read(with_collectives=watched.is_silent)
+            _check_place(place, record.identity, node)
             said = report(record, now_monotonic_ns=node.monotonic_ns(), boot_id=node.boot_id, proc=node.proc)
+            said = self._table.placed(said, record, watched.owner, node)
         except RankRecordError:
-            self._forget(place)
-            self._ended.add(place)
+            self._end(place)
             return None
+        if watched.members_held != watched.reader.members_held:
+            watched.members_held = watched.reader.members_held
+            if sum(each.members_held for each in self._watched.values()) > MEMBERS_HELD_MAX:
+                self._end(place)
+                return None
         watched.is_silent = said.heartbeat_age_seconds > STALLED_AFTER_SECONDS - self.interval_seconds
         if said.process_state == "gone" and said.heartbeat_age_seconds > GONE_REPORTED_SECONDS:
-            self._forget(place)
-            self._ended.add(place)
+            self._end(place)
         return said
+
+    def _end(self, place: _Place) -> None:
+        """Read this record no more, as long as it stands there."""
+        self._forget(place)
+        self._ended.add(place)
 
     def _forget(self, place: _Place) -> None:
         self._watched.pop(place).reader.close()
+        self._table.forget((place.run, place.attempt, place.rank))
 
     def _discover(self, node: Node) -> None:
         root = node.record_root / node.name
@@ -110,7 +167,6 @@ class RankRecords:
         except OSError as error:
             self.close()
             raise Absent(f"{root} does not exist: no rank has written a record on this node.") from error
-        self._invalid = 0
         try:
             found = set(self._walk(descriptor, node))
         finally:
@@ -121,24 +177,64 @@ class RankRecords:
 
     def _walk(self, root: int, node: Node) -> Iterator[_Place]:
         """Yield the place of every sound record, and open those that are new."""
+        seen: set[_Place] = set()
         for run in newest_names(root, RUNS_MAX):
             with Folder(run, root) as run_folder:
-                attempts = [name for name in names(run_folder, ENTRIES_MAX) if name.isdecimal()]
-                if not attempts:
-                    continue
-                newest = max(attempts, key=int)
-                with Folder(newest, run_folder) as folder:
-                    for rank in sorted(filter(str.isdecimal, names(folder, RANKS_MAX))):
-                        place = _Place(run, int(newest), int(rank), inode(rank, folder))
-                        if self._is_open(place, rank, folder):
-                            yield place
+                for attempt in _newest_attempts(run_folder):
+                    with Folder(attempt, run_folder) as folder:
+                        ranks = _numbers(folder)[:RANKS_MAX]
+                        for rank in ranks:
+                            place = _Place(run, int(attempt), int(rank), inode(rank, folder))
+                            seen.add(place)
+                            if self._is_open(place, rank, folder, node):
+                                yield place
+                    if ranks:
+                        break
+        self._refused = {place: refused for place, refused in self._refused.items() if place in seen}
+        self._invalid = len(self._refused)
 
-    def _is_open(self, place: _Place, name: str, folder: int) -> bool:
+    def _is_open(self, place: _Place, name: str, folder: int, node: Node) -> bool:
         if place in self._watched or place in self._ended:
             return True
-        try:
-            self._watched[place] = _Watched(RecordReader(name, dir_fd=folder))
-        except RankRecordError:
-            self._invalid += 1
+        now_ns = node.monotonic_ns()
+        refused = self._refused.get(place)
+        if refused is not None and now_ns < refused.retry_ns:
             return False
+        try:
+            reader = _opened(place, name, folder, node)
+        except RankRecordError:
+            wait_seconds = refused.wait_seconds * 2 if refused else self.discovery_interval_seconds
+            wait_seconds = min(wait_seconds, REFUSED_RETRY_SECONDS_MAX)
+            self._refused[place] = _Refused(now_ns + int(wait_seconds * 1e9), wait_seconds)
+            return False
+        self._refused.pop(place, None)
+        self._watched[place] = _Watched(reader, reader.owner)
         return True
+
+
+def _opened(place: _Place, name: str, folder: int, node: Node) -> RecordReader:
+    reader = RecordReader(name, dir_fd=folder)
+    try:
+        _check_place(place, reader.identity, node)
+    except RankRecordError:
+        reader.close()
+        raise
+    return reader
+
+
+def _check_place(place: _Place, identity: RankIdentity, node: Node) -> None:
+    """Raise `RecordInvalid` for a record that says it is another rank's than that of the place where it stands."""
+    if (identity.node, *place[:3]) != (node.name, identity.run, identity.attempt, identity.rank):
+        raise RecordInvalid(
+            f"The rank record {node.name}/{place.run}/{place.attempt}/{place.rank} says that it is that of "
+            f"{identity.node}/{identity.run}/{identity.attempt}/{identity.rank}: it is not believed."
+        )
+
+
+def _newest_attempts(run_folder: int) -> list[str]:
+    return _numbers(run_folder)[: -ATTEMPTS_MAX - 1 : -1]
+
+
+def _numbers(folder: int) -> list[str]:
+    """Give the names in an open folder that are numbers as they are written, in their order."""
+    return sorted((name for name in names(folder, ENTRIES_MAX) if _NUMBER.fullmatch(name)), key=int)

@@ -36,7 +36,7 @@ def test_reports_every_rank_and_its_new_steps_once(tmp_path, source):
     writers[1].finish_step(1, 0.5)
     ranks, samples = collect(source, tmp_path)
     assert [(rank.rank, len(rank.steps)) for rank in ranks] == [(0, 0), (1, 1)]
-    assert samples == {"instep_rank_records": 2.0, "instep_rank_records_invalid": 0.0}
+    assert samples == {"instep_rank_records": 2.0, "instep_rank_records_invalid": 0.0, "instep_rank_records_late": 0.0}
     writers[0].heartbeat(3, 0, Phase.data)
     ranks, _ = collect(source, tmp_path)
     assert [(rank.step, len(rank.steps)) for rank in ranks] == [(3, 0), (0, 0)]
@@ -110,3 +110,53 @@ def test_records_are_looked_for_no_more_often_than_asked(tmp_path):
     assert len(collect(source, tmp_path)[0]) == 1
     assert len(collect(source, tmp_path, later_seconds=61.0)[0]) == 2
     source.close()
+
+
+def test_records_that_a_turn_has_no_time_for_come_with_the_next_ones(tmp_path):
+    source = RankRecords(turn_seconds_max=0.0)
+    for rank in range(3):
+        new_writer(tmp_path, rank)
+    turns = [collect(source, tmp_path) for _ in range(4)]
+    assert [[rank.rank for rank in ranks] for ranks, _ in turns] == [[0], [1], [2], [0]]
+    assert [samples["instep_rank_records_late"] for _, samples in turns] == [2.0] * 4
+    source.close()
+
+
+def test_a_newest_attempt_without_records_hides_no_rank(tmp_path, source):
+    writer = new_writer(tmp_path, attempt=3)
+    run = writer.path.parents[1]
+    (run / "4").mkdir()
+    (run / "99999999").touch()
+    (run / "007").mkdir()
+    assert [rank.attempt for rank in collect(source, tmp_path)[0]] == [3]
+    new_writer(tmp_path, attempt=4)
+    assert [rank.attempt for rank in collect(source, tmp_path)[0]] == [4]
+
+
+def test_junk_in_a_folder_hides_no_rank(tmp_path, source):
+    folder = new_writer(tmp_path, 2).path.parent
+    for number in range(1000):
+        (folder / f"junk-{number}").touch()
+    assert [rank.rank for rank in collect(source, tmp_path)[0]] == [2]
+
+
+@pytest.mark.parametrize("claim", [{"run": "other"}, {"rank": 1}, {"attempt": 7}, {"node": "node-b"}])
+def test_a_record_that_says_it_is_another_rank_is_not_believed(tmp_path, source, claim):
+    own = new_writer(tmp_path).path
+    false = RankRecordWriter.create(tmp_path / "elsewhere", identity_of(**{"rank": 3, **claim}))
+    own.with_name("3").write_bytes(false.path.read_bytes())
+    ranks, samples = collect(source, tmp_path)
+    assert [rank.rank for rank in ranks] == [0]
+    assert samples["instep_rank_records_invalid"] == 1.0
+
+
+def test_what_was_no_record_yet_is_read_when_it_is_one(tmp_path, source):
+    path = new_writer(tmp_path).path
+    whole = path.read_bytes()
+    with path.open("r+b") as file:
+        file.write(bytes(8))
+    assert collect(source, tmp_path)[1]["instep_rank_records_invalid"] == 1.0
+    path.write_bytes(whole)
+    ranks, samples = collect(source, tmp_path, later_seconds=0.01)
+    assert [rank.rank for rank in ranks] == [0]
+    assert samples["instep_rank_records_invalid"] == 0.0
