@@ -33,6 +33,7 @@ bench: setup ## the numbers: make bench ARGS='hang --runs 20'
 docs: setup ## write the pages that are generated from the code
 	@$(BIN)/python -m instep.reference docs/reference/cli.md
 	@$(BIN)/python -m instep_agent.reference docs/reference/agent-metrics.md
+	@$(BIN)/python -m instep_diagnosis.catalogue_page docs/reference/catalogues.md
 
 constraints: setup ## write constraints.txt from what is installed in .venv
 	@{ sed '/^[^#]/,$$d' constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//'; } >.constraints.new

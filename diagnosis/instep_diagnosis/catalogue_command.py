@@ -91,7 +91,8 @@ def _number(key: str) -> int | None:
 
 
 def _missing(kind: str, book: Book, key: str) -> str:
-    near = difflib.get_close_matches(key.lower(), [name for name, _ in book.entries], n=1)
+    names = [name for name, _ in book.entries]
+    near = difflib.get_close_matches(key.lower(), names, n=1) if _number(key) is None else []
     hint = f"; did you mean {near[0]}?" if near else f"; instep catalogue list {kind} shows what there is."
     return f"{kind} {key} is not in version {book.version}{hint}"
 

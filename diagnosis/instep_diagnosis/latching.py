@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from instep_diagnosis.catalogues import ACTIONS, CLEARED_BY_ACTION
+from instep_diagnosis.catalogues import ACTIONS, CLEARED_BY_ACTION, cancelling_codes
 from instep_diagnosis.catalogues.rules import recovery_actions, return_rule
 from instep_diagnosis.kernel_faults import FATAL, KernelFault, recovery_stated
 from instep_diagnosis.kernel_line import LineKind
@@ -244,9 +244,9 @@ def _cancelled(state: LatchState, event: FaultSeen) -> LatchState:
     if event.fault.line.kind is LineKind.XID and event.fault.line.code == 154:
         stated = recovery_stated(event.fault.line.text)
         by = "recovery-none" if stated is not None and stated.severity is None else by
-    scope = Scope(by, event.node, event.gpu, _is_drill(event))
-    is_cancelling = by == "recovery-none" or any(by in latch.clears for latch in state.latches.values())
-    return _ended(state, scope, event.at_seconds) if is_cancelling else state
+    if by != "recovery-none" and by not in cancelling_codes():
+        return state
+    return _ended(state, Scope(by, event.node, event.gpu, _is_drill(event)), event.at_seconds)
 
 
 def _counted(state: LatchState, event: FaultSeen) -> LatchState:

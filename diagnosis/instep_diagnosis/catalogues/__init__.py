@@ -80,6 +80,17 @@ def sxid_catalogue() -> Catalogue:
     return _load("sxid.toml")
 
 
+@cache
+def cancelling_codes() -> frozenset[str]:
+    """Codes that end another fault.
+
+    >>> "xid-162" in cancelling_codes()
+    True
+    """
+    rows = (*xid_catalogue().rows.values(), *sxid_catalogue().rows.values())
+    return frozenset(word for row in rows for word in row.clears if word not in CLEARS)
+
+
 def clears_of(row: dict[str, Any], label: object) -> tuple[str, ...]:
     """What ends the fault of a row once it stands: as it says, else by its action where it is fatal, else nothing."""
     stated = row.get("clears")
