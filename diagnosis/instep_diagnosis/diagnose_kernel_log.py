@@ -65,8 +65,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _line_text(number: int, fields: dict[str, str | int | None]) -> str:
     code = "" if fields["code"] is None else f" {fields['code']}"
+    where = fields["pci"] or fields["device"] or (f"process {fields['pid']}" if fields["pid"] else "?")
     return (
-        f"line {number}: {fields['kind']}{code} on {fields['pci'] or '?'}: {fields['text']}; "
+        f"line {number}: {fields['kind']}{code} on {where}: {fields['text']}; "
         f"severity {fields['severity'] or 'none'}, workload {fields['workload']}, action {fields['action']}"
     )
 
