@@ -63,6 +63,13 @@ class Kill(msgspec.Struct, frozen=True, tag=True):
     pid: int
 
 
+class Pause(msgspec.Struct, frozen=True, tag=True):
+    """Agent to keeper: stop this process for a drill, or let it go on."""
+
+    pid: int
+    is_over: bool = False
+
+
 class Started(msgspec.Struct, frozen=True, tag=True):
     """Keeper to agent: the child runs; or it could not be forked, and `problem` says why."""
 
@@ -80,7 +87,7 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     code: int = 0
 
 
-orders = msgspec.msgpack.Decoder(Start | Kill)
+orders = msgspec.msgpack.Decoder(Start | Kill | Pause)
 reports = msgspec.msgpack.Decoder(Started | Ended)
 turns = msgspec.msgpack.Decoder(Turn)
 encode = msgspec.msgpack.Encoder().encode
@@ -173,6 +180,8 @@ class Keeper:
         order = orders.decode(data)
         if isinstance(order, Kill):
             self.kill(order.pid)
+        elif isinstance(order, Pause):
+            self._pause(order)
         else:
             self._fork(order, descriptors[0])
         return True
@@ -199,6 +208,10 @@ class Keeper:
         """Kill a child, unless it was reaped already."""
         if pid in self._alive:
             os.kill(pid, signal.SIGKILL)
+
+    def _pause(self, order: Pause) -> None:
+        if order.pid in self._alive:
+            os.kill(order.pid, signal.SIGCONT if order.is_over else signal.SIGSTOP)
 
     def _reap(self) -> None:
         while self._alive:

@@ -77,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
         "--spool", metavar="DIR", help="folder that keeps unacknowledged frames (default: a temporary one)"
     )
     parser.add_argument(
+        "--drills", metavar="DIR", help="folder of the drills of `instep inject` (default /run/instep/drills)"
+    )
+    parser.add_argument(
         "--ca-file", metavar="FILE", help="authorities of the server's certificate (default: the system's)"
     )
     parser.add_argument("--listen", metavar="HOST:PORT", help="serve /metrics there (default: off)")
@@ -115,6 +118,7 @@ _OPTION_OF_KEY = {
     "record_root": "record_root",
     "root": "root",
     "proc": "proc",
+    "drills_folder": "drills",
     "spool_folder": "spool",
     "ca_file": "ca_file",
     "listen": "listen",
@@ -226,6 +230,7 @@ def _new_runner(config: AgentConfig, node: Node, uplink: Uplink | None) -> Runne
         interval_seconds=config.frame_interval_seconds,
         cluster=config.cluster,
         also=uplink.samples if uplink else tuple,
+        drills_folder=Path(config.drills_folder),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from instep_agent.drills import DRILLS_FOLDER
 from instep_agent.errors import ConfigurationInvalid
 from instep_agent.keeping import KEEP_SECONDS
 from instep_agent.spool import AGE_SECONDS_MAX, BYTES_MAX
@@ -36,6 +37,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Folder of the process table; `<root>/proc` when empty."""
     record_root: str = "/dev/shm/instep"
     """Folder of the rank records."""
+    drills_folder: str = DRILLS_FOLDER
+    """Folder where `instep inject` puts the drills of this node."""
     spool_folder: str = ""
     """Folder that keeps frames until they are acknowledged; a temporary one when empty."""
     spool_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 16)] = BYTES_MAX

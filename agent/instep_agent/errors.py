@@ -10,6 +10,7 @@ AgentError
 ├── Absent                     the node has no such hardware: neither a failure nor a finding
 ├── SourceFailed               a source could not look (a retry may help)
 ├── StacksUnavailable          the stacks of a process could not be taken
+├── DrillImpossible            a fault could not be injected where it arises
 ├── ConfigurationInvalid       a file or option is wrong; the agent does not start
 └── UplinkError
     ├── ServerUnreachable      no answer, or one that asks to come again (a retry helps)
@@ -55,6 +56,10 @@ class Absent(AgentError):
 
 class SourceFailed(AgentError):
     """A source could not look at what it reads."""
+
+
+class DrillImpossible(AgentError):
+    """A fault cannot be put where it arises."""
 
 
 class StacksUnavailable(AgentError):

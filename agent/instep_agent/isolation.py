@@ -23,7 +23,7 @@ import signal
 import socket
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 import msgspec
@@ -90,6 +90,8 @@ class _Child:
     pending: deque[str] = field(default_factory=deque)
     not_before_seconds: float = 0.0
     """No process is started earlier."""
+    paused_pid: int = 0
+    """The process that a drill has stopped."""
     killed: set[int] = field(default_factory=set)
     """Killed and not yet known to have ended."""
     starts_total: int = 0
@@ -137,6 +139,17 @@ class Children:
     def starts(self) -> dict[str, int]:
         """Processes started so far, by child."""
         return {child.name: child.starts_total for child in self._children.values()}
+
+    def pause(self, names: Set[str]) -> None:
+        """Stop the processes of these children, as a driver would that never answers, and let all others go on."""
+        for child in self._children.values():
+            wanted_pid = child.pid if child.name in names else 0
+            if wanted_pid != child.paused_pid:
+                if child.paused_pid and child.paused_pid == child.pid:
+                    self._order(process.Pause(child.paused_pid, is_over=True))
+                if wanted_pid:
+                    self._order(process.Pause(wanted_pid))
+                child.paused_pid = wanted_pid
 
     def ask(self, source: str, now_seconds: float) -> None:
         """Have a source take its turn, as soon as its child is free; one that waits for its turn already waits once."""
@@ -368,9 +381,12 @@ class Children:
 
     def _kill(self, child: _Child, pid: int) -> None:
         child.killed.add(pid)
+        self._order(process.Kill(pid))
+
+    def _order(self, order: process.Kill | process.Pause) -> None:
         with contextlib.suppress(OSError):  # the keeper is gone, and its children with it
             if self._control is not None:
-                self._control.send(process.encode(process.Kill(pid)))
+                self._control.send(process.encode(order))
 
     def _drop_process(self, child: _Child) -> None:
         if child.data is not None:

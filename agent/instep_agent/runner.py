@@ -8,8 +8,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from instep_agent.drills import DRILLS_FOLDER, Drills
 from instep_agent.frames import FrameBuilder, Tick
 from instep_agent.isolation import Blocked, Children, Loss, Report
 from instep_agent.metric import counter, gauge
@@ -67,6 +69,7 @@ class Runner:
         cluster: str = "",
         clock_seconds: Callable[[], float] = time.monotonic,
         also: Callable[[], Iterable[Sample]] = tuple,
+        drills_folder: Path = Path(DRILLS_FOLDER),
     ) -> None:
         """`also` gives samples about the agent's other parts, once for each frame with values."""
         self._node = node
@@ -74,6 +77,7 @@ class Runner:
         self._interval_seconds = interval_seconds
         self._clock_seconds = clock_seconds
         self._also = also
+        self._drills = Drills(drills_folder)
         self._builder = FrameBuilder(node, cluster=cluster)
         self._next_frame_seconds = 0.0
         self._tick = Tick()
@@ -140,6 +144,7 @@ class Runner:
         """
         now_seconds = self._clock_seconds()
         self._hear(self.children.poll(now_seconds))
+        self._drill()
         for state in self.states:
             if self._ask_if_due(state):
                 for urgent in self.states:
@@ -177,6 +182,16 @@ class Runner:
             self.snapshot = self._new_snapshot([fact])
             self._deliver(self._builder.build(Tick(facts=[fact]), None), self._builder.dictionary)
 
+    def _drill(self) -> None:
+        """Begin and end drills; a source whose readings they change is asked at once, however rare its turns are."""
+        before = self._drills.metrics
+        facts = self._drills.look(self._node)
+        self._add_facts(facts)
+        for state in self.states if facts else ():
+            if state.metric_names & (before | self._drills.metrics):
+                state.next_due_seconds = 0.0
+        self.children.pause(self._drills.stopped_children)
+
     def _ask_if_due(self, state: SourceState) -> bool:
         """Ask in the loop's own thread, or hand over to a child; give whether the loop itself was held up."""
         now_seconds = self._clock_seconds()
@@ -205,6 +220,8 @@ class Runner:
                 self._hear_blocked(report)
 
     def _take(self, state: SourceState, turn: Turn) -> None:
+        self._drill()
+        turn = self._drills.overlay(turn)
         samples = self._known(state, turn.samples)
         state.is_fresh = True
         if turn.is_push:
@@ -235,8 +252,9 @@ class Runner:
         elif is_slow:
             self._say(state, "source_slow", self._slow_sentence(state))
         elif state.said_kind:
-            state.said_kind = ""
-            self._add_facts([self._fact("source_recovered", f"Source {state.name} answers again.", source=state.name)])
+            fact = self._fact("source_recovered", f"Source {state.name} answers again.", source=state.name)
+            self._add_facts([replace(fact, is_drill=state.is_drill)])
+            state.said_kind, state.is_drill = "", False
 
     def _slow_sentence(self, state: SourceState) -> str:
         return (
@@ -275,10 +293,13 @@ class Runner:
         if state.said_kind != kind:
             state.said_kind = kind
             log.warning("%s", text)
-            self._add_facts([self._fact(kind, text, source=state.name, **fields)])
+            fact = self._fact(kind, text, source=state.name, **fields)
+            state.is_drill = fact.is_drill
+            self._add_facts([fact])
 
     def _fact(self, kind: str, text: str, **fields: str) -> Fact:
-        return Fact(kind, text, self._node.monotonic_ns(), self._node.realtime_ns(), fields)
+        is_drill = self._drills.is_drill(kind, fields)
+        return Fact(kind, text, self._node.monotonic_ns(), self._node.realtime_ns(), fields, is_drill)
 
     def _add_facts(self, facts: Sequence[Fact]) -> None:
         self._tick.facts += facts[: max(0, FACTS_PER_FRAME_MAX - len(self._tick.facts))]

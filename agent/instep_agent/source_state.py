@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from instep_agent.drills import DRILL_LABEL
 from instep_agent.metric import counter, gauge
 from instep_agent.node import Source
 from instep_agent.wire import GpuReport, RankReport, Sample
@@ -44,6 +45,8 @@ class SourceState:
     turns_total: int = 0
     said_kind: str = ""
     """Kind of the fact that said how it fails; empty when nothing was said since it last went well."""
+    is_drill: bool = False
+    """It fails because of a drill."""
     is_fresh: bool = False
     """It was heard of since the last frame with values."""
     samples: tuple[Sample, ...] = ()
@@ -65,7 +68,7 @@ class SourceState:
         """Yield the samples about the source itself. One that is absent has no success to report."""
         if not self.outcome:
             return
-        labels = (("source", self.name),)
+        labels = (*((DRILL_LABEL,) if self.is_drill else ()), ("source", self.name))
         values = [
             ("instep_agent_source_state", OUTCOMES[self.outcome]),
             ("instep_agent_source_duration_seconds", self.duration_seconds),

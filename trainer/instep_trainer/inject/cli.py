@@ -13,66 +13,88 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+from instep_agent.errors import AgentError, ConfigurationInvalid
+from instep_agent.inject.cli import add_options, inject, listing
+from instep_agent.inject.faults import BY_NAME
 from instep_agent.rank_record import RankRecordError, RecordReader, report
 
 from instep_trainer.errors import TrainerError, UsageError
 from instep_trainer.inject.faults import FAULT_SECONDS_DEFAULT, Fault, fault_file
 from instep_trainer.run.parser import DEFAULT_ROOT
 
-INSIDE = ("slow", "sleep", "spin", "gil", "skip")
+INSIDE = {
+    "slow": "waits inside the rank's own work: --ratio, --from-step, --to-step",
+    "sleep": "stuck in the script, asleep: --seconds, --from-step",
+    "spin": "stuck in the script, computing: --seconds, --from-step",
+    "gil": "stuck in C, holding the GIL: --seconds, --from-step",
+    "skip": "leaves out one collective: --from-step",
+}
 """Faults that arise inside the rank."""
-XID_WORDS = {79: "GPU has fallen off the bus.", 94: "Contained memory error.", 13: "Graphics SM Warp Exception."}
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+RANK_FAULTS = {"kill": "SIGKILL to the rank", "stop": "SIGSTOP to the rank", **INSIDE}
+LISTING = "\n".join(
+    [
+        "faults of a rank (--run, --rank; those inside it need a run started with --allow-drills):",
+        *(f"  {name:18} {help}" for name, help in RANK_FAULTS.items()),
+        "faults of a node (--for SECONDS):",
+        listing(),
+    ]
+)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Inject one fault. Exit status: 0 done, 2 used wrongly, 3 there is no such rank."""
+    """Inject one fault. Exit status: 0 done, 2 used wrongly, 3 there is no such rank or place."""
+    if "--list" in arguments:
+        print(LISTING)
+        return 0
     parser = build_parser()
     try:
         return _inject(parser.parse_args(list(arguments)))
     except TrainerError as error:
         print(f"instep inject: {error}", file=sys.stderr)
         return error.exit_code
+    except AgentError as error:
+        print(f"instep inject: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigurationInvalid) else 3
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = argparse.ArgumentParser(
         prog="instep inject",
-        description="Inject one fault as a drill. Faults inside a rank need a run started with --allow-drills.",
+        description="Inject one fault of a rank or of a node, as a drill.",
+        epilog=LISTING,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "fault",
-        choices=[*SIGNALS, *INSIDE, "xid"],
-        help="kill, stop: signals. slow: wait inside the rank's own work. sleep, spin, "
-        "gil: stuck in the script. skip: leave out one collective. xid: a line in a node's kernel log",
-    )
-    parser.add_argument("--node", required=True, help="node of the rank")
-    parser.add_argument("--run", default="", help="run of the rank (not for xid)")
-    parser.add_argument("--rank", type=int, default=-1, help="the rank (not for xid)")
+    parser.add_argument("fault", metavar="FAULT", choices=[*RANK_FAULTS, *BY_NAME], help="one of the list below")
+    parser.add_argument("--list", action="store_true", help="print every fault and end")
+    parser.add_argument("--node", required=True, help="node of the rank, or with the fault")
+    _add_rank_options(parser.add_argument_group("faults of a rank"))
+    add_options(parser.add_argument_group("faults of a node"))
+    return parser
+
+
+def _add_rank_options(parser: argparse._ArgumentGroup) -> None:
+    parser.add_argument("--run", default="", help="run of the rank")
+    parser.add_argument("--rank", type=int, default=-1, help="the rank")
     parser.add_argument(
         "--record-root",
         type=Path,
         default=Path(os.environ.get("INSTEP_RECORD_ROOT", DEFAULT_ROOT)),
         help="shared-memory folder of the run",
     )
-    parser.add_argument("--from-step", type=int, default=0, help="inside faults: begin when so many steps are finished")
+    parser.add_argument("--from-step", type=int, default=0, help="inside the rank: begin after so many steps")
     parser.add_argument("--to-step", type=int, default=None, help="slow: end before this step")
     parser.add_argument(
         "--ratio", type=float, default=1.3, help="slow: the rank's own work takes so many times as long (default 1.3)"
     )
     parser.add_argument("--seconds", type=float, default=FAULT_SECONDS_DEFAULT, help="sleep, spin, gil: how long")
-    parser.add_argument(
-        "--kernel-log", type=Path, default=Path("/dev/kmsg"), help="xid: where the line is written (default /dev/kmsg)"
-    )
-    parser.add_argument("--code", type=int, default=79, help="xid: its number (default 79)")
-    parser.add_argument("--pci", default="", help="xid: PCI address of the GPU, such as 0000:3b:00")
-    return parser
 
 
 def _inject(parsed: argparse.Namespace) -> int:
-    if parsed.fault == "xid":
-        return _write_xid(parsed.kernel_log, parsed.code, parsed.pci)
+    if parsed.fault in BY_NAME:
+        inject(parsed)
+        return 0
     if not parsed.run:
         raise UsageError("--run is missing: which run's rank?")
     folder = newest_attempt(parsed.record_root / parsed.node / parsed.run)
@@ -133,17 +155,3 @@ def _pid(folder: Path, rank: int) -> int:
     if one.process_state in ("gone", "zombie"):
         raise UsageError(f"Rank {rank} in {folder} has ended.")
     return one.pid
-
-
-def _write_xid(kernel_log: Path, code: int, pci: str) -> int:
-    """Write the line as the driver would, marked as a drill."""
-    if not pci:
-        raise UsageError("--pci is missing: which GPU, such as 0000:3b:00?")
-    words = XID_WORDS.get(code, "injected")
-    line = f"NVRM: Xid (PCI:{pci}): {code}, pid='<unknown>', name=<unknown>, {words} instep-drill\n"
-    try:
-        with kernel_log.open("a") as log:
-            log.write(line)
-    except OSError as error:
-        raise UsageError(f"Cannot write {kernel_log} ({error.strerror}): run as root, or give --kernel-log.") from error
-    return _say_done("xid")
