@@ -36,12 +36,13 @@ def names(folder: int, limit: int) -> list[str]:
 
 
 def newest_names(folder: int, limit: int) -> list[str]:
-    """Give the names most recently changed: on a node with too many runs the old ones are left out."""
+    """Give the folders most recently changed: on a node with too many runs the old ones are left out."""
     dated = []
     with os.scandir(folder) as entries:
         for entry, _ in zip(entries, range(ENTRIES_MAX), strict=False):
             with contextlib.suppress(OSError):  # it was removed meanwhile
-                dated.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
+                if entry.is_dir(follow_symlinks=False):
+                    dated.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
     return [name for _, name in sorted(dated, reverse=True)[:limit]]
 
 

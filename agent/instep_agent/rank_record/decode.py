@@ -10,7 +10,7 @@ from instep_agent.errors import RecordInvalid, RecordVersionUnknown
 from instep_agent.rank_record import layout
 from instep_agent.rank_record.identity import RankIdentity, decode_identity
 from instep_agent.rank_record.layout import CompletedSource, Op, Phase, Region, Regions
-from instep_agent.rank_record.members import from_runs
+from instep_agent.rank_record.members import MEMBERS_MAX, from_runs
 from instep_agent.wire import ClockAnchor, StepReport
 
 SLOTS_MAX = 16_384
@@ -166,14 +166,14 @@ def decode_heartbeat(slot: bytes) -> tuple[int, Heartbeat] | None:
     return seq, Heartbeat(monotonic, step, micro_step, _phase(phase), _known(since), _known(cpu))
 
 
-def decode_group(slot: bytes) -> Group | None:
-    """Give the static part of a group, or None when torn or never written."""
+def decode_group(slot: bytes, members_max: int = MEMBERS_MAX) -> Group | None:
+    """Give the static part of a group, or None when torn or never written; without members if it has more than that."""
     if not sequence_of(slot):
         return None
     (_seq, key, ordinal, size, flags, description_bytes, members_bytes, description, members) = (
         layout.GROUP.unpack_from(slot)
     )
-    whole = not flags & layout.GROUP_MEMBERS_TRUNCATED
+    whole = not flags & layout.GROUP_MEMBERS_TRUNCATED and size <= members_max
     return Group(
         f"{key:016x}",
         ordinal,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -174,13 +174,11 @@ class RecordReader:
     def _read_new_groups(self) -> None:
         region = self.header.regions.group
         while len(self._groups) < region.slots:
-            group = decode.decode_group(self._slot(region, len(self._groups)))
+            room = MEMBERS_HELD_MAX - self.members_held
+            group = decode.decode_group(self._slot(region, len(self._groups)), room)
             if group is None:
                 return
-            count = len(group.members or ())
-            if self.members_held + count > MEMBERS_HELD_MAX:
-                group, count = replace(group, members=None), 0
-            self.members_held += count
+            self.members_held += len(group.members or ())
             self._groups.append(group)
 
     def _read_live(self) -> tuple[GroupState, ...]:

@@ -178,7 +178,8 @@ class RankRecords:
     def _walk(self, root: int, node: Node) -> Iterator[_Place]:
         """Yield the place of every sound record, and open those that are new."""
         seen: set[_Place] = set()
-        for run in newest_names(root, RUNS_MAX):
+        watched = {place.run for place in self._watched}  # what newer folders there are hides none of them
+        for run in sorted(watched.union(newest_names(root, RUNS_MAX))):
             with Folder(run, root) as run_folder:
                 for attempt in _newest_attempts(run_folder):
                     with Folder(attempt, run_folder) as folder:
