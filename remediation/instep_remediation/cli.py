@@ -1,5 +1,5 @@
-"""`instep incidents`, `plans`, `nodes`, `jobs`, `audit`, `policy`: what the server knows and what people decide, as
-text or JSON. All of them are clients of its API.
+"""`instep incidents`, `plans`, `nodes`, `jobs`, `audit`, `policy`, `page`: what the server knows and what people
+decide, as text or JSON. All of them are clients of its API.
 
 Exit codes: 0 fine, 1 open incidents were found (`incidents list --check`) or the server refused a decision, 2 used
 wrongly, 3 could not look. What changes nodes shows what it would do and needs `--apply`.
@@ -125,6 +125,18 @@ def policy(arguments: list[str] | None = None) -> int:
     check.add_argument("file", metavar="FILE")
     check.add_argument("--json", action="store_true", help="print JSON")
     check.set_defaults(local=_check_policy)
+    return _run(parser, arguments)
+
+
+def page(arguments: list[str] | None = None) -> int:
+    """Run `instep page …`."""
+    parser, verbs = _parser("page", "The status page in a browser.", first="link")
+    _verb(
+        verbs,
+        "link",
+        "a link that opens the page once; with a token of scope operate plans can be approved there, for two hours",
+        _link_page,
+    )
     return _run(parser, arguments)
 
 
@@ -316,6 +328,10 @@ def _reset_breaker(client: Client, options: argparse.Namespace) -> int:
 def _check_policy(options: argparse.Namespace) -> int:
     checked = read_toml(Path(options.file), Policy).model_dump(mode="json")
     return _print(options, checked, lambda found: "\n".join(toml_lines(found)[1:]))
+
+
+def _link_page(client: Client, options: argparse.Namespace) -> int:
+    return _print(options, client.post("/api/v1/page-links", {}), lambda answer: str(answer["page_link"]))
 
 
 def _query(**values: Any) -> str:

@@ -23,6 +23,8 @@ PRECEDENCE = (
     ("rejected", "rejected"),
 )
 """(state of any action, state of the plan): the first that fits."""
+LOOKED_THROUGH_MAX = 1000
+"""Newest actions among which those about one node are looked for."""
 
 
 def get(session: Session, id_: int) -> PlanRow | None:
@@ -95,6 +97,23 @@ def in_state(session: Session, *states: str) -> Sequence[tuple[PlanRow, ActionRo
 def of_node(session: Session, node: str) -> Sequence[tuple[PlanRow, ActionRow]]:
     """Return the actions about a node that are not over."""
     return [(plan, action) for plan, action in in_state(session, *UNDECIDED) if action.arguments.get("node") == node]
+
+
+def about_node(session: Session, node: str, *, limit: int) -> list[PlanRow]:
+    """Return the plans with an action about a node, whatever their state, newest first."""
+    rows = session.execute(
+        select(PlanRow, ActionRow)
+        .join(ActionRow, ActionRow.plan == PlanRow.id)
+        .order_by(PlanRow.id.desc())
+        .limit(LOOKED_THROUGH_MAX)
+    )
+    found: dict[int, PlanRow] = {}
+    for plan, action in rows:
+        if len(found) >= limit:
+            break
+        if action.arguments.get("node") == node:
+            found[plan.id] = plan
+    return list(found.values())
 
 
 def settle(session: Session, plan: int, name: str, *, state: str, detail: str, at: float) -> None:

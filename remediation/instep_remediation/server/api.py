@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Path, Query, Response
+from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from instep_collector.store import audit, breaker, cordons, incidents, jobs, nodes, orders, plans
 
@@ -178,9 +178,9 @@ def policy_routes(runtime: Runtime) -> APIRouter:
             return JSONResponse(breaker_view(breaker.get(session), runtime.policy.guards.failures_max))
 
     @router.post("/page-links", response_model=contract.PageLink)
-    async def make_page_link() -> JSONResponse:
-        """Return a link to the page that works once. Needs the scope `view`."""
-        return JSONResponse({"page_link": runtime.page_link()})
+    async def make_page_link(request: Request) -> JSONResponse:
+        """Return a link to the page that works once; with scope `operate` it lets decide. Needs `view`."""
+        return JSONResponse({"page_link": runtime.page_link(request.scope["instep.principal"])})
 
     return router
 

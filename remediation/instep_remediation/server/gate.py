@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import secrets
-from collections import OrderedDict
 from collections.abc import MutableMapping
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
-from instep_collector.clock import Clock
 from instep_collector.errors import Refused
 from instep_collector.ingest import Application, Receive, Send, answer, read_body, refuse
 from instep_collector.ingest import Scope as AsgiScope
 from instep_collector.tokens import Principal, Scope, TokenBook
 
 from instep_remediation.server.problems import MEDIA_TYPE, problem_bytes
+from instep_remediation.server.sessions import Sessions
 
-COOKIE = "instep_session"
-SESSION_SECONDS = 12 * 3600.0
-SESSIONS_MAX = 1000
-LINKS_MAX = 100
 OPEN = ("/healthz", "/readyz")
 CHANGING = ("POST", "PUT", "PATCH", "DELETE")
 BODY_BYTES_MAX = 64 * 1024
-"""Of a change under /api; a reason has 1000 characters at most."""
+"""Of a change under /api or on the page; a reason has 1000 characters at most."""
+SHOWN = ("/incidents/", "/nodes/", "/plans/")
+"""What begins so is a page."""
 PAGE_HEADERS = ((b"content-type", b"text/plain; charset=utf-8"),)
 
 
@@ -36,59 +30,22 @@ def required_scope(method: str, path: str) -> Scope:
     """
     if path.startswith(("/ingest/", "/control/")):
         return Scope.AGENT
-    if path in ("/", "/metrics", "/api/v1/page-links") or path.startswith("/incidents/"):
+    if path in ("/metrics", "/api/v1/page-links"):
         return Scope.VIEW
     if path == "/api/v1/breaker/reset" and method == "POST":
         return Scope.ADMIN
-    if path.startswith("/api/"):
+    if path.startswith("/api/") or is_page(path):
         return Scope.OPERATE if method in CHANGING else Scope.VIEW
     return Scope.ADMIN
 
 
 def is_page(path: str) -> bool:
-    """Whether a browser's session is enough: pages for reading only."""
-    return path == "/" or path.startswith("/incidents/")
+    """Whether a browser's session is enough: what it shows, and the forms on it.
 
-
-class Sessions:
-    """One-time links and the browser sessions they begin. Only hashes are held; a restart ends them all."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._links: OrderedDict[str, None] = OrderedDict()
-        self._sessions: OrderedDict[str, float] = OrderedDict()
-
-    def new_link(self) -> str:
-        """Return the secret of a link that works once."""
-        secret = secrets.token_urlsafe(24)
-        self._links[_hashed(secret)] = None
-        if len(self._links) > LINKS_MAX:
-            self._links.popitem(last=False)
-        return secret
-
-    def redeem(self, secret: str) -> str | None:
-        """Return a new session's value for a link's secret, which is then used up; None for any other."""
-        if self._links.pop(_hashed(secret), False) is False:
-            return None
-        session = secrets.token_urlsafe(32)
-        self._sessions[_hashed(session)] = self._clock.monotonic() + SESSION_SECONDS
-        if len(self._sessions) > SESSIONS_MAX:
-            self._sessions.popitem(last=False)
-        return session
-
-    def is_valid(self, cookie_header: bytes | None) -> bool:
-        """Whether a Cookie header carries a session that has not ended."""
-        if cookie_header is None:
-            return False
-        try:
-            morsel = SimpleCookie(cookie_header.decode("latin-1")).get(COOKIE)
-        except CookieError:
-            return False
-        return morsel is not None and self._sessions.get(_hashed(morsel.value), 0.0) > self._clock.monotonic()
-
-
-def _hashed(secret: str) -> str:
-    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+    >>> is_page("/plans/7/approve"), is_page("/api/v1/plans")
+    (True, False)
+    """
+    return path in ("/", "/page.js") or path.startswith(SHOWN)
 
 
 class Gate:
@@ -120,27 +77,23 @@ class Gate:
             await self._redeem(scope["query_string"][5:].decode("latin-1"), send)
             return
         principal = self._book.find_header(headers.get(b"authorization"))
-        if principal is None and is_page(path) and method == "GET" and self._sessions.is_valid(headers.get(b"cookie")):
-            principal = Principal("page", frozenset({Scope.VIEW}))
+        if principal is None and is_page(path):
+            session = self._sessions.find(headers.get(b"cookie"))
+            if session is not None:
+                scope["instep.session"], principal = session, session.principal
         if principal is None:
             await self._unknown(path, send)
         elif not principal.may(required_scope(method, path)):
-            await _refuse(
-                send,
-                path,
-                403,
-                f"This needs a token of scope {required_scope(method, path)}: "
-                f"{principal.name} has {', '.join(sorted(principal.scopes))}.",
-            )
-        elif path.startswith("/api/"):
+            await _refuse(send, path, 403, missing_scope(method, path, principal))
+        elif path.startswith("/api/") or is_page(path):
             scope["instep.principal"] = principal
-            await self._api(scope, receive, send)
+            await self._bounded(scope, receive, send)
         else:
             scope["instep.principal"] = principal
             await (self._ingest if path.startswith("/ingest/") else self._rest)(scope, receive, send)
 
-    async def _api(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        """Pass a request to the API with its whole body, which is small."""
+    async def _bounded(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Pass a request on with its whole body, which is small."""
         try:
             body = await read_body(scope, receive, BODY_BYTES_MAX)
         except Refused as refused:
@@ -159,21 +112,17 @@ class Gate:
             await answer(
                 send,
                 401,
-                b"This link was used before or is not known: ask for a new one with "
-                b"POST /api/v1/page-links, or start the server again.",
+                b"This link was used before, is too old or is not known: ask for a new one with instep page link.",
                 PAGE_HEADERS,
             )
             return
-        # Lax, not Strict: links to the page stand in chats and alerts, and a browser sends a strict cookie on no way
-        # that begins on another site, this answer's own redirect included. The session may only read.
-        cookie = f"{COOKIE}={session}; HttpOnly; SameSite=Lax; Path=/; Max-Age={int(SESSION_SECONDS)}"
         await answer(
             send,
             303,
             b"",
             (
                 (b"location", b"/"),
-                (b"set-cookie", cookie.encode()),
+                (b"set-cookie", self._sessions.cookie(session).encode()),
                 (b"cache-control", b"no-store"),
                 (b"referrer-policy", b"no-referrer"),
             ),
@@ -184,16 +133,30 @@ class Gate:
             await answer(
                 send,
                 401,
-                b"Open the one-time link that the server printed at its start, or send a token of scope "
-                b"view as Authorization: Bearer TOKEN.",
+                b"Open a one-time link: the one that the server printed at its start, or one that instep page link "
+                b"prints.",
                 PAGE_HEADERS,
             )
         else:
             await _refuse(send, path, 401, "A known token is needed: send it as Authorization: Bearer TOKEN.")
 
 
+def missing_scope(method: str, path: str, principal: Principal) -> str:
+    """Return why somebody who is known may not do this."""
+    scope = required_scope(method, path)
+    if is_page(path):
+        return (
+            f"This session may look and not decide: ask for a link with a token of scope {scope} (instep page link), "
+            "and open it."
+        )
+    return f"This needs a token of scope {scope}: {principal.name} has {', '.join(sorted(principal.scopes))}."
+
+
 async def _refuse(send: Send, path: str, status: int, detail: str) -> None:
-    """Refuse a request: under /api with a problem, elsewhere with `{"detail": "One sentence."}`."""
+    """Refuse a request: a page in a sentence, the API by a problem, others by `{"detail": "One sentence."}`."""
+    if is_page(path):
+        await answer(send, status, detail.encode(), PAGE_HEADERS)
+        return
     if not path.startswith("/api/"):
         await refuse(send, status, detail)
         return

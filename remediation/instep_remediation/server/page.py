@@ -1,96 +1,142 @@
-"""Routes of the status page: gathers what the page shows and renders it."""
+"""Routes of the status page. A form on it decides as the API does, in the name of whoever holds the session."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from statistics import median
-from typing import Any
+import urllib.parse
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from fastapi import APIRouter, HTTPException
-from fastapi.responses import HTMLResponse
-from instep_collector.boards import RankBoard
-from instep_collector.page import SECURITY_HEADERS, JobPanel, Page, render
-from instep_collector.page.heat_map import heat_map
-from instep_collector.registry import RunState
-from instep_collector.store import incidents, nodes, plans
-from instep_collector.store.models import Incident
-from sqlalchemy.orm import Session
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from instep_collector.page import Page, render, script, security_headers
+from instep_collector.store.models import PlanRow
+from sqlalchemy.orm.exc import StaleDataError
 
-from instep_remediation.server.runtime import Runtime, hang_settings
-from instep_remediation.server.views import incident_view, job_view, node_view, plan_view
+from instep_remediation.decisions import REASON_LENGTH_MAX
+from instep_remediation.errors import DecisionError
+from instep_remediation.server import page_views
+from instep_remediation.server.changes import IncidentId, NodeId, PlanId
+from instep_remediation.server.runtime import Runtime
+from instep_remediation.server.sessions import Session
 
-JOBS_SHOWN = 20
-RECENT_SHOWN = 15
-STEPS_RECENT = 10
+FIELDS_MAX = 10
+VERSION_DIGITS_MAX = 18
+FORM_TYPE = "application/x-www-form-urlencoded"
+FORM_HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+CHANGED = "It was changed at the same moment: look at it again, then decide."
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a form on the page says."""
+
+    session: Session
+    reason: str
+    version: int | None
 
 
 def page_routes(runtime: Runtime) -> APIRouter:
-    """Return the page and the page of one incident."""
+    """Return the pages: everything, one incident, one node, one plan; and what brings them up to date."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/")
-    async def show_page() -> HTMLResponse:
+    async def show_overview(request: Request) -> HTMLResponse:
         with runtime.store.begin() as session:
-            return HTMLResponse(render(gather(runtime, session)), headers=SECURITY_HEADERS)
+            return _page(page_views.overview(runtime, session, _browser(request)))
+
+    @router.get("/page.js")
+    async def show_script() -> Response:
+        return Response(script(), media_type="text/javascript", headers=security_headers())
 
     @router.get("/incidents/{id}")
-    async def show_incident(id: str) -> HTMLResponse:
+    async def show_incident(id: IncidentId, request: Request) -> HTMLResponse:
         with runtime.store.begin() as session:
-            row = incidents.get(session, id)
-            if row is None:
-                raise HTTPException(404, f"There is no incident {id[:40]!r}.")
-            return HTMLResponse(render(gather(runtime, session, row)), headers=SECURITY_HEADERS)
+            page = page_views.incident_page(runtime, session, _browser(request), id)
+            return _page(page, f"There is no incident {id[:40]!r}.")
 
+    @router.get("/nodes/{node}")
+    async def show_node(node: NodeId, request: Request) -> HTMLResponse:
+        with runtime.store.begin() as session:
+            page = page_views.node_page(runtime, session, _browser(request), node)
+            return _page(page, f"There is no node {node[:40]!r}.")
+
+    @router.get("/plans/{id}")
+    async def show_plan(id: PlanId, request: Request) -> HTMLResponse:
+        with runtime.store.begin() as session:
+            return _page(page_views.plan_page(runtime, session, _browser(request), id), f"There is no plan {id}.")
+
+    _add_forms(router, runtime)
     return router
 
 
-def gather(runtime: Runtime, session: Session, one: Incident | None = None) -> Page:
-    """Return everything the page shows now."""
-    now = runtime.clock.monotonic()
-    runs = sorted(runtime.registry.runs.values(), key=lambda run: (run.is_finished, now - run.heard_at))
-    settled = incidents.recent(session, limit=RECENT_SHOWN, states=("resolved",))
-    made = plans.of_incident(session, one.id) if one else ()
-    return Page(
-        now=datetime.fromtimestamp(runtime.clock.realtime(), UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-        jobs=[panel(runtime, run, now) for run in runs[:JOBS_SHOWN]],
-        open=[shown(runtime, row) for row in reversed(incidents.active(session))],
-        recent=[shown(runtime, row) for row in settled],
-        plans=[plan_view(row, []) for row in plans.recent(session, limit=20, states=("waiting",))],
-        nodes=[node_view(row, runtime.registry.nodes.get(row.node), now) for row in nodes.nodes(session)],
-        incident=shown(runtime, one) if one else None,
-        made=[plan_view(row, []) for row in made],
-    )
+def _add_forms(router: APIRouter, runtime: Runtime) -> None:
+    verbs: dict[str, Callable[..., PlanRow]] = {
+        "approve": runtime.decisions.approve,
+        "reject": runtime.decisions.reject,
+        "cancel": runtime.decisions.cancel,
+        "execute": runtime.decisions.execute,
+    }
+
+    @router.get("/plans/{id}/{verb}")
+    async def look_again(id: PlanId, verb: str) -> Response:
+        """Show the plan to whoever comes back to a form's address."""
+        return RedirectResponse(f"/plans/{id}", 303, FORM_HEADERS)
+
+    @router.post("/plans/{id}/{verb}")
+    async def decide(id: PlanId, verb: str, request: Request) -> Response:
+        """Decide, then show the plan; a decision that was refused is shown with its reason."""
+        form = await read_form(request)
+        if isinstance(form, str):
+            return PlainTextResponse(form, 403, headers=FORM_HEADERS)
+        if verb not in verbs:
+            raise HTTPException(404, f"There is no {verb[:40]!r} of a plan.")
+        problem = _decided(runtime, verbs[verb], id, form)
+        if problem is None:
+            runtime.runner.wake()
+            return RedirectResponse(f"/plans/{id}", 303, FORM_HEADERS)
+        with runtime.store.begin() as session:
+            page = page_views.plan_page(runtime, session, form.session, id, problem)
+            return _page(page, problem, status=409)
 
 
-def shown(runtime: Runtime, row: Incident) -> dict[str, Any]:
-    """Return an incident with how long it lasts or lasted."""
-    end = row.resolved_at if row.resolved_at is not None else runtime.clock.realtime()
-    return incident_view(row, runbook_base=runtime.config.runbook_url) | {"since_seconds": max(0.0, end - row.onset_at)}
+async def read_form(request: Request) -> Form | str:
+    """Return what a form says; a sentence when it was not made for the session that sends it."""
+    session = _browser(request)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    body = await request.body()
+    try:
+        fields = dict(urllib.parse.parse_qsl(body.decode(), max_num_fields=FIELDS_MAX)) if kind == FORM_TYPE else {}
+    except ValueError:
+        fields = {}
+    is_ours = request.headers.get("sec-fetch-site", "same-origin") == "same-origin"
+    if session is None or not is_ours or not session.has_form_token(fields.get("token", "")):
+        return "This form was not made for your session: open the plan's page again, and decide there."
+    version = fields.get("version", "")
+    seen = int(version[:VERSION_DIGITS_MAX]) if version.isdecimal() else None
+    return Form(session, " ".join(fields.get("reason", "").split()), seen)
 
 
-def panel(runtime: Runtime, run: RunState, now: float) -> JobPanel:
-    """Return one run as the page shows it."""
-    board = run.current()
-    view = job_view(run, runtime.registry, now)
-    recent = [step.wall_seconds for steps in board.steps.values() for step in list(steps)[-STEPS_RECENT:]]
-    return JobPanel(
-        job=run.job,
-        run=run.run,
-        attempt=run.attempt,
-        state=view["state"],
-        step=board.step(),
-        world_size=run.world_size,
-        step_seconds=median(recent) if recent else None,
-        heard_age_seconds=view["heard_age_seconds"],
-        restarts=f"{run.restarts_used} of {run.max_restarts} restarts used",
-        unknown_ranks=[] if run.is_finished else unknown_ranks(board, runtime, now),
-        nodes=sorted(run.nodes()),
-        standby=sorted(run.standby),
-        heat_map=heat_map(board.steps, {rank: report.node for rank, (report, _) in board.reports.items()}),
-    )
+def _decided(runtime: Runtime, verb: Callable[..., PlanRow], id: int, form: Form) -> str | None:
+    """Decide in one transaction; returns why not."""
+    if not 0 < len(form.reason) <= REASON_LENGTH_MAX:
+        return f"A reason is needed, of {REASON_LENGTH_MAX} characters at most: it stands in the audit log."
+    try:
+        with runtime.store.begin() as session:
+            verb(session, id, form.session.holder, form.reason, version=form.version)
+    except DecisionError as error:
+        return str(error)
+    except StaleDataError:  # Another server on the same database was faster.
+        return CHANGED
+    return None
 
 
-def unknown_ranks(board: RankBoard, runtime: Runtime, now: float) -> list[int]:
-    """Return the ranks whose last report is too old to say anything of them, as the hang detector sees it."""
-    limit = hang_settings(runtime.config.hang).report_age_seconds_max
-    return [report.rank for report, age in board.ranks_now(now) if age > limit]
+def _browser(request: Request) -> Session | None:
+    """Return the browser's session; None for a program with a token, which uses the API to decide."""
+    session = request.scope.get("instep.session")
+    return session if isinstance(session, Session) else None
+
+
+def _page(page: Page | None, missing: str = "", *, status: int = 200) -> HTMLResponse:
+    if page is None:
+        raise HTTPException(404, missing)
+    return HTMLResponse(render(page), status, headers=security_headers(page))

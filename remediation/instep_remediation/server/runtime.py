@@ -26,7 +26,7 @@ from instep_collector.registry import Registry
 from instep_collector.store import answers, incidents, jobs, nodes, outbox, plans
 from instep_collector.store.engine import Store
 from instep_collector.store.hold import Hold
-from instep_collector.tokens import TokenBook, admin_entry, read_or_make_token, read_token
+from instep_collector.tokens import Principal, TokenBook, admin_entry, read_or_make_token, read_token
 from instep_collector.watch import Watch, WatchSettings
 from instep_diagnosis.settings import HangSettings
 
@@ -44,7 +44,7 @@ from instep_remediation.orders import OrderHub
 from instep_remediation.policy import Policy
 from instep_remediation.runner import PlanRunner
 from instep_remediation.server.config import HangConfig, ServerConfig
-from instep_remediation.server.gate import Sessions
+from instep_remediation.server.sessions import ONLOOKER, Sessions
 
 DATABASE_SECONDS = 1.0
 """How often a database that was away is asked again."""
@@ -69,7 +69,7 @@ class Runtime:
         self.token_file = config.token_file or config.state_dir / "token"
         token = read_token(config.token_file) if config.token_file else read_or_make_token(self.token_file)
         self.book = TokenBook([admin_entry(token), *(token.entry() for token in config.tokens)])
-        self.sessions = Sessions(clock)
+        self.sessions = Sessions(clock, is_secure=self.public_url.startswith("https://"))
         self.store = Store(config.database or f"sqlite:///{(config.state_dir / 'instep.db').absolute()}")
         self.hold = Hold(self.store)
         self.journal = Journal(config.state_dir / "journal")
@@ -131,9 +131,9 @@ class Runtime:
         )
         return webhooks, alertmanagers
 
-    def page_link(self) -> str:
-        """Return a link to the page that works once."""
-        return f"{self.public_url}/?link={self.sessions.new_link()}"
+    def page_link(self, asker: Principal = ONLOOKER) -> str:
+        """Return a link to the page that works once; what can be done there is what the asker's token allows."""
+        return f"{self.public_url}/?link={self.sessions.new_link(asker)}"
 
     def open(self) -> None:
         """Rebuild what was known: runs and nodes from the store, then the journal's last minutes."""
