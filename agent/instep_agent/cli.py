@@ -22,6 +22,7 @@ from instep_agent.config import AgentConfig, load_config
 from instep_agent.connection import Tls
 from instep_agent.errors import AgentError, ConfigurationInvalid
 from instep_agent.exposition import Exposition
+from instep_agent.flight_recorder import RecorderFiles
 from instep_agent.keeping import Sweeper
 from instep_agent.node import Node, Source
 from instep_agent.once import ask_all, print_check, print_seen
@@ -192,7 +193,9 @@ def run(config: AgentConfig, node: Node) -> int:
         ]
         if uplink is not None:
             tls = _tls(config)
-            helpers += [uplink, OrderKeeper(config.server_url, token_reader(config), node, tls=tls)]
+            files = RecorderFiles(config.flight_recorder_pipe_prefix, config.flight_recorder_file_prefix)
+            orders = OrderKeeper(config.server_url, token_reader(config), node, tls=tls, recorder_files=files)
+            helpers += [uplink, orders]
         if config.listen:
             parts.callback(Exposition(config.listen, _page_of(runner, config, node)).close)
         _stop_on_signals(stop, runner.wake)
@@ -235,10 +238,15 @@ def _new_runner(config: AgentConfig, node: Node, uplink: Uplink | None) -> Runne
 
 
 def _sources(config: AgentConfig) -> tuple[Source, ...]:
-    return all_sources(
-        ranks_interval_seconds=config.ranks_interval_seconds,
-        discovery_interval_seconds=config.ranks_discovery_interval_seconds,
-    )
+    try:
+        return all_sources(
+            ranks_interval_seconds=config.ranks_interval_seconds,
+            discovery_interval_seconds=config.ranks_discovery_interval_seconds,
+            nccl_ras_addresses=config.nccl_ras_addresses,
+            log_files=config.log_files,
+        )
+    except ValueError as error:
+        raise ConfigurationInvalid(f"A source cannot be set up: {error}") from error
 
 
 def _page_of(runner: Runner, config: AgentConfig, node: Node) -> Callable[[], bytes]:

@@ -14,10 +14,12 @@ import msgspec
 from instep_agent.drills import DRILLS_FOLDER
 from instep_agent.errors import ConfigurationInvalid
 from instep_agent.keeping import KEEP_SECONDS
+from instep_agent.sources.nccl_ras import ADDRESSES
 from instep_agent.spool import AGE_SECONDS_MAX, BYTES_MAX
 
 PAGE_SERIES_MAX = 1500
 Seconds = Annotated[float, msgspec.Meta(ge=0.05, le=3600)]
+AbsolutePath = Annotated[str, msgspec.Meta(pattern="^/.")]
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,6 +65,14 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How often rank records are read."""
     ranks_discovery_interval_seconds: Seconds = 1.0
     """How often new rank records are looked for."""
+    log_files: tuple[AbsolutePath, ...] = ()
+    """Log files of jobs to follow, beneath `root`: absolute paths, which may hold `*`; none when empty."""
+    nccl_ras_addresses: tuple[str, ...] = ADDRESSES
+    """Where NCCL's RAS services listen (`NCCL_RAS_ADDR` of the jobs), each `HOST:PORT`; none is asked when empty."""
+    flight_recorder_pipe_prefix: str = ""
+    """`TORCH_NCCL_DEBUG_INFO_PIPE_FILE` of jobs without `instep run`, beneath `root`; nobody is asked when empty."""
+    flight_recorder_file_prefix: str = ""
+    """`TORCH_FR_DUMP_TEMP_FILE` of such jobs, beneath `root`; no dump is looked for when empty."""
     keep_seconds: Annotated[float, msgspec.Meta(ge=60)] = KEEP_SECONDS
     """What a run left behind is removed when its ranks are gone and nobody adopted it for so long."""
 

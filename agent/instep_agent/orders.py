@@ -26,6 +26,7 @@ from instep_agent.errors import (
     ServerUnreachable,
     StacksUnavailable,
 )
+from instep_agent.flight_recorder import RECORDERS_BYTES_MAX, Recorder, RecorderFiles, recorder_of
 from instep_agent.folders import FOLDER_FLAGS, Folder, names
 from instep_agent.node import Node
 from instep_agent.processes import look_at, owner_of
@@ -44,9 +45,13 @@ ORDERS_MAX = 16
 RANKS_MAX = 256
 STACK_SECONDS_MAX = 2.0
 STACKS_AT_ONCE = 4
+RECORDERS_AT_ONCE = 16
+"""They only wait for the ranks to answer."""
 DUMP_BYTES_MAX = 8 << 20
 """A larger answer is sent with the main threads only."""
-NOT_ASKED = "The agent asks neither a rank's Python nor its flight recorder: only its supervisor can."
+NOT_ASKED = "The rank is not running, so neither its Python nor its flight recorder was asked."
+
+NO_FILES = RecorderFiles()
 
 log = logging.getLogger("instep.agent.orders")
 _answers = msgspec.json.Decoder(NodeOrders)
@@ -64,6 +69,7 @@ class OrderKeeper:
         poll_seconds: float = POLL_SECONDS,
         random_unit: Callable[[], float] = random.random,
         tls: Tls = TLS_OF_THE_SYSTEM,
+        recorder_files: RecorderFiles = NO_FILES,
     ) -> None:
         self._connection = Connection(
             url,
@@ -73,6 +79,7 @@ class OrderKeeper:
             tls=tls,
         )
         self._node = node
+        self._recorder_files = recorder_files
         self._poll_seconds = poll_seconds
         self._random_unit = random_unit
         self._stop = threading.Event()
@@ -129,7 +136,7 @@ class OrderKeeper:
     def _answer(self, order: NodeOrder) -> None:
         """Take the evidence and send it; what the server then refuses, such as a late answer, is not sent again."""
         try:
-            dumps = take_dumps(self._node, order.run, order.attempt)
+            dumps = take_dumps(self._node, order.run, order.attempt, self._recorder_files)
         except (OSError, RuntimeError) as error:  # Out of descriptors or threads: an answer without evidence is one.
             log.warning("Cannot take the stacks of run %s (%s).", order.run, error)
             dumps = ()
@@ -144,12 +151,21 @@ class OrderKeeper:
         log.info("Sent the stacks of %d ranks of run %s (order %d).", len(dumps), order.run, order.id)
 
 
-def take_dumps(node: Node, run: str, attempt: int) -> tuple[RankDump, ...]:
-    """Give evidence of every rank that has a record of that attempt on this node: record with collectives, stacks."""
+def take_dumps(node: Node, run: str, attempt: int, recorder_files: RecorderFiles = NO_FILES) -> tuple[RankDump, ...]:
+    """Give evidence of every rank that has a record of that attempt on this node: record with collectives, stacks,
+    flight recorder.
+    """
     if not is_folder_name(run) or attempt < 0:
         return ()
-    with ThreadPoolExecutor(STACKS_AT_ONCE) as pool:
-        return tuple(pool.map(lambda found: _take_dump(node, *found), _records(node, run, attempt)))
+    found = tuple(_records(node, run, attempt))
+    bytes_max = RECORDERS_BYTES_MAX // max(1, len(found))
+    with ThreadPoolExecutor(STACKS_AT_ONCE) as stack_pool, ThreadPoolExecutor(RECORDERS_AT_ONCE) as recorder_pool:
+        recorders = recorder_pool.map(
+            lambda one: _recorder(node, one[0], owner=one[2], files=recorder_files, bytes_max=bytes_max), found
+        )
+        stacks = stack_pool.map(lambda one: _stacks_or_why(node, *one), found)
+        seen = zip(found, stacks, recorders, strict=True)
+        return tuple(_dump(one[0], its_stacks, recorder) for one, its_stacks, recorder in seen)
 
 
 def is_folder_name(name: str) -> bool:
@@ -203,11 +219,30 @@ def _read(node: Node, name: str, folder: int) -> tuple[RankReport, int, int]:
     return said, record.header.pid_start_ticks, owner
 
 
-def _take_dump(node: Node, said: RankReport, started_ticks: int, owner: int) -> RankDump:
+def _dump(said: RankReport, stacks: tuple[ThreadStack, ...] | str, recorder: Recorder) -> RankDump:
+    """Put together what was seen of one rank; in place of stacks there may be a sentence why there are none."""
+    why = (stacks,) if isinstance(stacks, str) else ()
+    return RankDump(
+        report=said,
+        stacks=() if isinstance(stacks, str) else stacks,
+        answers=recorder.answers,
+        flight_recorder=recorder.text,
+        flight_recorder_pickle=recorder.pickle,
+        missing=(*why, *recorder.missing),
+    )
+
+
+def _recorder(node: Node, said: RankReport, *, owner: int, files: RecorderFiles, bytes_max: int) -> Recorder:
+    if said.process_state in ("gone", "zombie", "stopped"):
+        return Recorder(missing=(NOT_ASKED,))
+    return recorder_of(node, said.run, said.attempt, said.rank, owner=owner, files=files, bytes_max=bytes_max)
+
+
+def _stacks_or_why(node: Node, said: RankReport, started_ticks: int, owner: int) -> tuple[ThreadStack, ...] | str:
     try:
-        return RankDump(report=said, stacks=_stacks(node, said, started_ticks, owner), missing=(NOT_ASKED,))
+        return _stacks(node, said, started_ticks, owner)
     except StacksUnavailable as error:
-        return RankDump(report=said, missing=(str(error), NOT_ASKED))
+        return str(error)
 
 
 def _stacks(node: Node, said: RankReport, started_ticks: int, owner: int) -> tuple[ThreadStack, ...]:

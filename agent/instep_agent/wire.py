@@ -230,6 +230,8 @@ class RankDump(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Whether the rank's own Python answered within the limit; False with a live process suggests a held GIL."""
     flight_recorder: str = ""
     """JSON text as torch wrote it, untrusted; empty when there was none."""
+    flight_recorder_pickle: bytes = b""
+    """A dump as torch wrote it to a file, untrusted: only for a reader that knows plain values and nothing else."""
     missing: tuple[str, ...] = ()
     """One sentence for each thing that could not be had."""
 

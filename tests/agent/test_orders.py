@@ -67,7 +67,8 @@ def test_an_order_is_answered_with_stacks_and_collectives_of_every_rank_here(ser
     for dump in answer.dumps:
         assert "waits_for_its_peers" in functions(dump)
         assert [group.entered_seq for group in dump.report.groups] == [1]
-        assert (dump.answers, dump.missing) == (None, (orders.NOT_ASKED,))
+        assert (dump.answers, dump.flight_recorder) == (None, "")
+        assert "has no evidence server" in dump.missing[0]
     server.wait_for(lambda it: it.polls[-1] == ("node-a", 3))
     assert len(server.dumps) == 1, "once"
 
@@ -77,7 +78,7 @@ def test_a_stopped_rank_shows_where_and_stays_stopped(ranks, tmp_path):
     process.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
     (dump,) = take_dumps(Node("node-a", record_root=tmp_path), "run", 0)
-    assert dump.report.process_state == "stopped"
+    assert (dump.report.process_state, dump.missing) == ("stopped", (orders.NOT_ASKED,))
     assert "waits_for_its_peers" in functions(dump)
     assert look_at(process.pid, start_ticks(process.pid)).state == "stopped"
 

@@ -106,6 +106,8 @@ class NcclRas:
 
     def __init__(self, addresses: Sequence[str] = ADDRESSES) -> None:
         self._addresses = tuple(map(parse_address, addresses))
+        if not self._addresses:
+            self.child = ""  # nobody to ask, so no process is needed
         self._known: dict[tuple[object, ...], _Known] = {}
         self._quiet_until_ns = 0
 
@@ -114,6 +116,8 @@ class NcclRas:
 
         Raise `Absent` when nothing listens, `SourceFailed` when nothing that listens gives an answer.
         """
+        if not self._addresses:
+            raise Absent("No NCCL RAS service is asked: nccl_ras_addresses is empty.")
         now_ns = node.monotonic_ns()
         if now_ns < self._quiet_until_ns:
             return

@@ -1,6 +1,7 @@
 """NCCL RAS over real sockets: both formats, what counts as news, and services that misbehave."""
 
 import ctypes
+import json
 import os
 import subprocess
 import sys
@@ -379,3 +380,44 @@ def test_a_network_without_the_right_to_enter_is_a_failure(monkeypatch):
         inside(network),
     ):
         pytest.fail("never inside")
+
+
+def agent(tmp_path, settings):
+    """Run `instep agent --once --json` with these settings; give its exit code, output and talk."""
+    config = tmp_path / "agent.toml"
+    config.write_text(settings)
+    program = "import sys; from instep_agent.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["--config", str(config), "--node", "node-a", "--root", str(tmp_path), "--once", "--json"]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_agent_asks_the_addresses_and_reads_the_files_of_its_configuration(peer, tmp_path):
+    (tmp_path / "rank.log").write_text("nothing yet\n")
+    peer.answer = document(communicator([rank(0)], [missing(1, dead=True)]))
+    code, seen, _ = agent(tmp_path, f'nccl_ras_addresses = ["{peer.address}"]\nlog_files = ["/rank*.log"]\n')
+    assert code == 0
+    sources = json.loads(seen)["sources"]
+    assert [sources[name]["outcome"] for name in ("nccl_ras", "log_lines")] == ["ok", "ok"]
+    kinds = [event["kind"] for event in json.loads(seen)["events"]]
+    assert [kind for kind in kinds if kind.startswith("nccl")] == ["nccl_rank_dead"]
+
+
+def test_with_no_addresses_nobody_is_asked_and_no_process_is_needed(tmp_path):
+    with pytest.raises(Absent, match="nccl_ras_addresses is empty"):
+        Asking(tmp_path).turn()
+    assert NcclRas([]).child == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ('nccl_ras_addresses = ["localhost"]', "'localhost' is no address of NCCL RAS"),
+        ('log_files = ["rank.log"]', "log_files"),
+    ],
+)
+def test_wrong_settings_end_the_agent_with_a_sentence(tmp_path, settings, sentence):
+    code, _, said = agent(tmp_path, settings)
+    assert code == 2
+    assert sentence in said
+    assert "Traceback" not in said
