@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 import tomllib
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +29,7 @@ from tests.deploy.manifests import FOLDERS, KUBERNETES, ROOT, container, manifes
 from tests.deploy.prometheus_rules import manifest
 
 SCHEMAS = kubernetes_validate.latest_version()
+Tokens = dict[str, dict[str, str]]
 every_folder = pytest.mark.parametrize("folder", FOLDERS)
 
 
@@ -43,7 +47,7 @@ def kubectl(server: ApiServer, tmp_path: Path) -> Kubectl:
     return kubectl_with(server.kubeconfig(tmp_path / "kubeconfig"), tmp_path)
 
 
-def tokens(folder: str = "default") -> dict[str, dict[str, str]]:
+def tokens(folder: str = "default") -> Tokens:
     """What the script of tokens prints, by the Secrets' names."""
     done = subprocess.run(["sh", str(KUBERNETES / "make-tokens"), folder], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
@@ -110,11 +114,25 @@ def test_the_tokens_are_new_each_time_and_the_server_holds_only_hashes_of_the_ot
 # Settings -------------------------------------------------------------------------------------------------------------
 
 
-def settings_of_server(folder: str, path: Path, extra: dict[str, str] | None = None) -> Path:
+HOLDERS = {
+    "administrator": "instep/instep-server",
+    "agent": "instep/instep-agent-token",
+    "job": "default/instep-job-token",
+    "prometheus": "instep/instep-view-token",
+}
+ASKED = ("/control/v1/node-orders?node=node-a&wait_seconds=0", "/metrics", "/api/v1/incidents")
+
+
+def settings_of_server(
+    folder: str, path: Path, extra: dict[str, str] | None = None, *, made: Tokens | None = None
+) -> Path:
     """The file that the Deployment's first container writes, out of the parts that its volume holds, by its command."""
-    parts, made = path / "parts", path / "run"
-    parts.mkdir(), made.mkdir()
-    secrets = {"instep-server": tokens()["instep/instep-server"], **({"instep-database": extra} if extra else {})}
+    parts, run = path / "parts", path / "run"
+    parts.mkdir(), run.mkdir()
+    secrets = {
+        "instep-server": (made or tokens())["instep/instep-server"],
+        **({"instep-database": extra} if extra else {}),
+    }
     volume = next(each for each in pod(folder, "Deployment", "instep-server")["volumes"] if each["name"] == "parts")
     for source in volume["projected"]["sources"]:
         if "configMap" in source:
@@ -125,9 +143,9 @@ def settings_of_server(folder: str, path: Path, extra: dict[str, str] | None = N
             for item in source["secret"]["items"]:
                 (parts / item["path"]).write_text(secrets[source["secret"]["name"]][item["key"]])
     command = container(folder, "Deployment", "instep-server", "settings")["command"]
-    moved = [word.replace("/etc/instep/parts", str(parts)).replace("/run/instep", str(made)) for word in command]
+    moved = [word.replace("/etc/instep/parts", str(parts)).replace("/run/instep", str(run)) for word in command]
     subprocess.run(moved, check=True, timeout=30)
-    return made / "server.toml"
+    return run / "server.toml"
 
 
 @pytest.mark.parametrize(
@@ -155,6 +173,47 @@ def test_the_server_takes_its_settings(folder: str, executor: str, database: str
     mounts = container(folder, "Deployment", "instep-server", "server")["volumeMounts"]
     for file in (config.token_file, config.policy, config.state_dir / "journal"):
         assert file is not None and str(file.parent) in {mount["mountPath"] for mount in mounts}
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[tuple[str, Tokens]]:
+    """The server with the settings of the base, and the tokens that were made for it."""
+    made = tokens()
+    path = settings_of_server("base", tmp_path, made=made)
+    (tmp_path / "token").write_text(made["instep/instep-server"]["token"])
+    (tmp_path / "policy.toml").write_text(one("base", "ConfigMap", "instep-policy")["data"]["policy.toml"])
+    places = ["--listen=127.0.0.1:0", f"--state-dir={tmp_path}/state", f"--token-file={tmp_path}/token"]
+    command = [Path(sys.executable).parent / "instep", "server", f"--config={path}", *places]
+    command += [f"--policy={tmp_path}/policy.toml", "--json-ready"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            yield json.loads(server.stdout.readline())["url"], made
+        finally:
+            server.terminate()
+
+
+def status(url: str, token: str | None = None) -> int:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_each_token_opens_what_it_was_made_for_and_nothing_else(running):
+    url, made = running
+    holder = {name: made[secret]["token"] for name, secret in HOLDERS.items()}
+    assert [status(f"{url}{path}") for path in ("/healthz", "/readyz", "/metrics")] == [200, 200, 401]
+    may = {name: [status(f"{url}{path}", token) for path in ASKED] for name, token in holder.items()}
+    assert may == {
+        "administrator": [200, 200, 200],
+        "agent": [200, 403, 403],
+        "job": [200, 403, 403],
+        "prometheus": [403, 200, 200],
+    }
 
 
 def test_a_setting_that_the_server_does_not_know_would_be_refused(tmp_path: Path):
