@@ -1,4 +1,4 @@
-"""Where PCI devices sit on a node, from `/sys/bus/pci/devices`: which RDMA devices are nearest to a GPU."""
+"""Which PCI devices a node has, and where, from `/sys/bus/pci/devices`: what is nearest to a GPU, and how many GPUs."""
 
 from __future__ import annotations
 
@@ -33,6 +33,29 @@ def nearest_rdma(sys: Path, pci: str) -> tuple[str, ...]:
             near.setdefault((shared, int(is_same_numa)), []).extend(names)
     best = max(near, default=(0, 0))
     return tuple(sorted(near[best])) if best > (0, 0) else ()
+
+
+def nvidia_gpus(sys: Path) -> list[str]:
+    """Give the addresses of NVIDIA's GPUs on the bus, whether or not a driver has them."""
+    return [device.name for device in devices(sys) if _is_nvidia(device, ("0x0300", "0x0302"))]
+
+
+def has_nvswitch(sys: Path, driver: Path) -> bool:
+    """Whether the node has NVSwitches: then its GPUs reach one another only while the fabric manager runs."""
+    try:
+        if any((driver / "nvidia-nvswitch/devices").iterdir()):
+            return True
+    except OSError:  # no such driver, or it shows nothing
+        pass
+    return any(_is_nvidia(device, ("0x0680",)) for device in devices(sys))
+
+
+def _is_nvidia(device: Path, classes: tuple[str, ...]) -> bool:
+    try:
+        is_vendor = (device / "vendor").read_text().strip() == "0x10de"
+        return is_vendor and (device / "class").read_text().startswith(classes)
+    except OSError:
+        return False
 
 
 def numa_node(device: Path) -> int:

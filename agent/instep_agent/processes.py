@@ -91,6 +91,16 @@ def process_ids(proc: Path = PROC) -> list[int]:
         return [int(name) for name in islice((e.name for e in entries if e.name.isdecimal()), PROCESSES_MAX)]
 
 
+def name_and_state(pid: int, proc: Path = PROC) -> tuple[str, str] | None:
+    """Give the name that the kernel keeps of a process, 15 characters, and its state; None when it has ended."""
+    try:
+        text = (proc / str(pid) / "stat").read_text(errors="replace")
+        name_end = text.rindex(")")
+        return text[text.index("(") + 1 : name_end], _STATES.get(text[name_end + 2], "unknown")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def is_known_as(pid: int, number: int, namespace: int, proc: Path = PROC) -> bool:
     """Whether process `pid` has this number in this pid namespace, as far as that may be looked at."""
     with contextlib.suppress(OSError):  # needs the rights of a debugger; the number then has to do

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from instep_agent.node import Source
 from instep_agent.nvml import Driver, shared
 from instep_agent.rank_places import RankTable
+from instep_agent.sources.clock import Clock
+from instep_agent.sources.disk_io import DiskIo
+from instep_agent.sources.gpu_count import GpuCount
 from instep_agent.sources.gpu_events import GpuEvents
 from instep_agent.sources.gpu_identity import GpuIdentity
 from instep_agent.sources.gpu_inventory import GpuInventory
@@ -20,7 +23,10 @@ from instep_agent.sources.gpu_state import GpuState
 from instep_agent.sources.host import Host
 from instep_agent.sources.kernel_log import KernelLog
 from instep_agent.sources.log_lines import LogLines
+from instep_agent.sources.mounts import Mounts
 from instep_agent.sources.nccl_ras import ADDRESSES, NcclRas
+from instep_agent.sources.node_processes import NodeProcesses
+from instep_agent.sources.rank_cpu import RankCpu
 from instep_agent.sources.rank_records import RankRecords
 
 GPU_SOURCES = (
@@ -35,7 +41,8 @@ GPU_SOURCES = (
     GpuIdentity,
 )
 """They share one driver, and with it one child process."""
-SOURCES = (KernelLog, RankRecords, GpuInventory, Host, LogLines, NcclRas, *GPU_SOURCES)
+HOST_SOURCES = (Host, Clock, DiskIo, Mounts, NodeProcesses)
+SOURCES = (KernelLog, RankRecords, GpuInventory, GpuCount, RankCpu, *HOST_SOURCES, LogLines, NcclRas, *GPU_SOURCES)
 """In the order they are asked: what a verdict may wait for comes first."""
 
 
@@ -43,6 +50,7 @@ def all_sources(
     *,
     ranks_interval_seconds: float = RankRecords.interval_seconds,
     discovery_interval_seconds: float = RankRecords.discovery_interval_seconds,
+    expected_gpus: int = 0,
     nccl_ras_addresses: Sequence[str] = ADDRESSES,
     log_files: Sequence[str] = (),
 ) -> tuple[Source, ...]:
@@ -50,7 +58,9 @@ def all_sources(
     table = RankTable()
     ranks = RankRecords(ranks_interval_seconds, discovery_interval_seconds, table=table)
     jobs = (LogLines(log_files), NcclRas(nccl_ras_addresses))
-    return (KernelLog(table.rank_of), ranks, GpuInventory(), Host(), *jobs, *gpu_sources())
+    gpus = (GpuInventory(), GpuCount(expected_gpus))
+    host = (RankCpu(table), *(source() for source in HOST_SOURCES))
+    return (KernelLog(table.rank_of), ranks, *gpus, *host, *jobs, *gpu_sources())
 
 
 def gpu_sources(driver: Driver = shared) -> tuple[Source, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from instep_agent.errors import SourceFailed
-from instep_agent.metric import gauge
+from instep_agent.metric import counter, gauge
 from instep_agent.node import Node
 from instep_agent.wire import Sample
 
@@ -13,9 +13,9 @@ _RESOURCES = ("cpu", "memory", "io")
 
 
 class Host:
-    """Load average, pressure (PSI) and memory, from `/proc/loadavg`, `/proc/pressure/*` and `/proc/meminfo`.
+    """Load, pressure (PSI), memory and kills, from `/proc/loadavg`, `pressure/*`, `meminfo` and `vmstat`.
 
-    A kernel without PSI has no pressure samples; that is not a failure.
+    A kernel without PSI has no pressure samples, an old one no kills; that is not a failure.
     """
 
     name = "host"
@@ -28,6 +28,8 @@ class Host:
         gauge("instep_host_memory_total_bytes", "Memory of the node, from /proc/meminfo."),
         gauge("instep_host_memory_available_bytes", "Memory to be had without swapping, from /proc/meminfo."),
         gauge("instep_host_pressure_ratio", "Share of the last 10 s spent waiting, from /proc/pressure."),
+        counter("instep_host_pressure_seconds_total", "Time that some, or all, tasks waited, from /proc/pressure."),
+        counter("instep_host_oom_kills_total", "Processes killed because memory ran out, from /proc/vmstat."),
     )
 
     def collect(self, node: Node) -> Iterator[Sample]:
@@ -49,6 +51,8 @@ class Host:
                 yield Sample(name=name, labels=(), value=memory[key])
         for resource in _RESOURCES:
             yield from _pressure(node, resource)
+        if (kills := _oom_kills(node)) is not None:
+            yield Sample(name="instep_host_oom_kills_total", labels=(), value=kills)
 
 
 def _pressure(node: Node, resource: str) -> Iterator[Sample]:
@@ -58,13 +62,23 @@ def _pressure(node: Node, resource: str) -> Iterator[Sample]:
         return
     for line in text.splitlines():
         kind, *fields = line.split()
-        average = dict(field.split("=", 1) for field in fields if "=" in field).get("avg10", "")
-        if kind in ("some", "full") and average:
-            yield Sample(
-                name="instep_host_pressure_ratio",
-                labels=(("kind", kind), ("resource", resource)),
-                value=float(average) / 100.0,
-            )
+        if kind not in ("some", "full"):
+            continue
+        labels = (("kind", kind), ("resource", resource))
+        values = dict(field.split("=", 1) for field in fields if "=" in field)
+        if "avg10" in values:
+            yield Sample(name="instep_host_pressure_ratio", labels=labels, value=float(values["avg10"]) / 100.0)
+        if "total" in values:
+            yield Sample(name="instep_host_pressure_seconds_total", labels=labels, value=int(values["total"]) / 1e6)
+
+
+def _oom_kills(node: Node) -> float | None:
+    """Give how many processes were killed since boot; None where the kernel does not count them."""
+    try:
+        lines = (node.proc / "vmstat").read_text().splitlines()
+    except OSError:
+        return None
+    return next((float(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
 
 
 def parse_meminfo(text: str) -> dict[str, float]:

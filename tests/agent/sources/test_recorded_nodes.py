@@ -25,7 +25,7 @@ def test_a_node_without_the_driver_has_no_gpus(tmp_path):
 
 def test_gives_load_memory_and_pressure():
     samples = {(sample.name, sample.labels): sample.value for sample in Host().collect(node_at(RECORDED / "a100"))}
-    pressure = "instep_host_pressure_ratio"
+    pressure, waited = "instep_host_pressure_ratio", "instep_host_pressure_seconds_total"
     assert samples == {
         ("instep_host_load1", ()): 3.52,
         ("instep_host_memory_total_bytes", ()): 1056000000 * 1024,
@@ -33,7 +33,17 @@ def test_gives_load_memory_and_pressure():
         (pressure, (("kind", "some"), ("resource", "cpu"))): pytest.approx(0.015),
         (pressure, (("kind", "some"), ("resource", "memory"))): 0.0,
         (pressure, (("kind", "full"), ("resource", "memory"))): 0.25,
+        (waited, (("kind", "some"), ("resource", "cpu"))): pytest.approx(0.123456),
+        (waited, (("kind", "some"), ("resource", "memory"))): 0.0,
+        (waited, (("kind", "full"), ("resource", "memory"))): 0.0,
     }
+
+
+def test_counts_kills_where_the_kernel_does(tmp_path):
+    shutil.copytree(RECORDED / "a100", tmp_path / "node")
+    (tmp_path / "node/proc/vmstat").write_text("nr_free_pages 1\noom_kill 3\noom_kill_other 9\n")
+    samples = {sample.name: sample.value for sample in Host().collect(node_at(tmp_path / "node"))}
+    assert samples["instep_host_oom_kills_total"] == 3.0
 
 
 def test_a_kernel_without_pressure_is_no_failure(tmp_path):
