@@ -74,7 +74,7 @@ class FactBook:
 def as_fact(node: str, kept: KeptEvent, now: float, gpus: tuple[GpuReport, ...]) -> NodeFact:
     """Return an event as a fact; its GPU is filled in when the text names the PCI address of one the node has."""
     event = kept.event
-    gpu = gpu_named(event.text, gpus)
+    gpu = gpu_named(f"{event.text} {event.fields.get('pci', '')}", gpus)
     return NodeFact(
         event_id=event.id,
         node=node,
@@ -85,6 +85,7 @@ def as_fact(node: str, kept: KeptEvent, now: float, gpus: tuple[GpuReport, ...])
         gpu_index=gpu.index if gpu else None,
         is_drill=event.is_drill,
         boot_id=kept.boot_id,
+        fields=dict(event.fields),
     )
 
 

@@ -5,7 +5,7 @@ Built from rank reports by `instep_diagnosis.jobs.job_state`, once, for the serv
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from instep_agent.wire import CollectiveEntry, GroupReport, RankReport, StepReport, ThreadStack
 
@@ -65,6 +65,8 @@ class NodeFact:
     is_drill: bool = False
     boot_id: str = ""
     """Boot of the node in which it happened, where it is known."""
+    fields: dict[str, str] = field(default_factory=dict, hash=False)
+    """What the source said beside the text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from instep_diagnosis.detectors.confidence import GPU_FAULT_ON_GPU, GPU_FAULT_ON_NODE
 from instep_diagnosis.evidence import JobState, NodeFact, RankState
 from instep_diagnosis.kernel_faults import FATAL, KernelFault, assess
-from instep_diagnosis.kernel_line import read_kernel_line
+from instep_diagnosis.kernel_line import KernelLine, LineKind, read_kernel_line
 from instep_diagnosis.verdict import Cause, Certainty, Evidence, Owner, Suspect, Verdict
 
 
@@ -46,8 +46,22 @@ def gpu_words(fact: NodeFact) -> str:
 
 
 def kernel_fault(fact: NodeFact) -> KernelFault | None:
-    """The meaning of a fact that is a kernel line reporting a fault; None for any other."""
-    return assess(read_kernel_line(fact.text)) if fact.kind == "kernel_line" else None
+    """The meaning of a fact that is a kernel line reporting a fault, or the driver's own event; None for any other."""
+    match fact.kind:
+        case "kernel_line":
+            return assess(read_kernel_line(fact.text))
+        case "gpu_event" if fact.fields.get("code", "").isdecimal():
+            code = int(fact.fields["code"][:6])
+            return assess(KernelLine(LineKind.XID, code, pci=fact.fields.get("pci"), text=fact.text))
+        case "gpu_lost":
+            return assess(KernelLine(LineKind.OTHER, pci=fact.fields.get("pci"), text="gpu-lost"))
+        case _:
+            return None
+
+
+def fault_label(fault: KernelFault) -> str:
+    """A fault as people call it, such as `Xid 79`."""
+    return fault.fault_class.replace("sxid-", "SXid ").replace("xid-", "Xid ").replace("gpu-lost", "GPU lost")
 
 
 def _faults(job: JobState, onset_age_seconds: float, window_seconds: float) -> list[RankFault]:
@@ -119,7 +133,7 @@ def _blamed(verdict: Verdict, job: JobState, decisive: dict[int, RankFault]) -> 
     blamed = [_suspect(states[rank], found, old.get(rank)) for rank, found in sorted(decisive.items())]
     others = [suspect for suspect in verdict.suspects if suspect.rank not in decisive]
     first = min(decisive.values(), key=lambda found: (not found.is_same_gpu, found.rank))
-    label = first.fault.fault_class.replace("sxid-", "SXid ").replace("xid-", "Xid ")
+    label = fault_label(first.fault)
     seen = f"{label} ({first.fault.text}) on {first.fact.node}{gpu_words(first.fact)}"
     distance = first.fact.age_seconds - verdict.onset_age_seconds
     when = f"{abs(distance):.1f} s {'earlier' if distance >= 0 else 'later'}"
@@ -132,7 +146,7 @@ def _blamed(verdict: Verdict, job: JobState, decisive: dict[int, RankFault]) -> 
         cause=Cause.GPU_FAULT,
         is_node_at_fault=True,
         is_drill=verdict.is_drill or first.fact.is_drill or first.fault.line.is_injected,
-        fault_class=first.fault.fault_class,
+        fault_class=first.fault.identity_class,
         boot_id=first.fact.boot_id,
     )
 

@@ -41,6 +41,12 @@ class KernelFault:
         return self.line.text if self.line.kind is LineKind.OTHER else f"{self.line.kind}-{self.line.code}"
 
     @property
+    def identity_class(self) -> str:
+        """The class under which one fault is told once: drivers say that a GPU has fallen off the bus with Xid 79, in
+        a line without a number, or both."""
+        return "xid-79" if self.fault_class == "gpu-lost" else self.fault_class
+
+    @property
     def is_of_device(self) -> bool:
         """It is about a GPU, the fabric between them or a network adapter, not about the rest of the node."""
         return self.subject in DEVICES

@@ -3,6 +3,7 @@ nothing.
 """
 
 import pytest
+from msgspec.structs import replace
 
 from tests.remediation.bench import play, server
 from tests.remediation.fake_job import FakeJob, node_of
@@ -355,5 +356,56 @@ def test_a_crash_long_after_its_xid_joins_the_older_incident(tmp_path):
             await bench.post("/api/v1/nodes/node-b/repaired", reason="GPU replaced")
             (incident,) = await bench.incidents()
             assert (incident["state"], incident["resolution"][:8]) == ("resolved", "Repaired")
+
+    play(story)
+
+
+def lost_gpu(job):
+    """One GPU that falls off the bus, as the kernel log and the driver's library tell of it."""
+    line = job.xid(id="boot-node-b:epoch-1:1")
+    where = {"gpu": "0", "uuid": "GPU-node-b-0", "pci": "0000:3b:00"}
+    return {
+        "the kernel's line": line,
+        "the kernel's line without a number": replace(
+            line, id="boot-node-b:epoch-1:2", text="NVRM: GPU 0000:3b:00.0: GPU has fallen off the bus."
+        ),
+        "the driver's event": replace(
+            line, id="boot-node-b:epoch-1:3", kind="gpu_event", text="Xid 79 on GPU 0.", fields={**where, "code": "79"}
+        ),
+        "the lost GPU": replace(
+            line, id="boot-node-b:epoch-1:4", kind="gpu_lost", text="GPU 0 does not answer.", fields=where
+        ),
+    }
+
+
+@pytest.mark.parametrize("names", [(0,), (1,), (2,), (3,), (0, 1, 2, 3), (3, 2, 1, 0)])
+def test_one_lost_gpu_is_one_incident_whoever_tells_of_it(tmp_path, names):
+    async def story():
+        async with server(tmp_path) as bench:
+            job = FakeJob()
+            told = list(lost_gpu(job).values())
+            for number in names:
+                await bench.send(job.frame("node-b", [], bench.clock, (told[number],)))
+                await bench.tick(1.0)
+            for _ in range(10):
+                await bench.tick(1.0)
+            (incident,) = await bench.incidents("open")
+            assert (incident["kind"], incident["suspects"][0]["node"]) == ("gpu-fault", "node-b")
+            assert incident["suspects"][0]["gpu"] == "GPU-node-b-0"
+
+    play(story)
+
+
+def test_an_event_of_the_driver_that_says_nothing_bad_is_no_incident(tmp_path):
+    async def story():
+        async with server(tmp_path) as bench:
+            job = FakeJob()
+            harmless = replace(
+                lost_gpu(job)["the driver's event"], text="Xid 43 on GPU 0.", fields={"pci": "0000:3b:00", "code": "43"}
+            )
+            await bench.send(job.frame("node-b", [], bench.clock, (harmless,)))
+            for _ in range(12):
+                await bench.tick(1.0)
+            assert await bench.incidents() == []
 
     play(story)

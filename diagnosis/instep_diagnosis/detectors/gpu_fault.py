@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from instep_diagnosis.evidence import NodeFact
-from instep_diagnosis.facts import gpu_words, kernel_fault
+from instep_diagnosis.facts import fault_label, gpu_words, kernel_fault
 from instep_diagnosis.kernel_faults import FATAL, KernelFault
 from instep_diagnosis.verdict import Cause, Certainty, Evidence, Kind, Owner, Suspect, Verdict
 
@@ -16,7 +16,7 @@ def detect_gpu_faults(facts: Sequence[NodeFact]) -> list[Verdict]:
     for fact in sorted(facts, key=lambda fact: (-fact.age_seconds, fact.event_id)):
         fault = kernel_fault(fact)
         if fault is not None and fault.severity == FATAL and fault.is_of_device:
-            found[(fact.node, _gpu(fact, fault), fault.fault_class, fact.boot_id)] = _verdict(fact, fault)
+            found[(fact.node, _gpu(fact, fault), fault.identity_class, fact.boot_id)] = _verdict(fact, fault)
     return list(found.values())
 
 
@@ -27,7 +27,9 @@ def _gpu(fact: NodeFact, fault: KernelFault) -> str:
 
 
 def _verdict(fact: NodeFact, fault: KernelFault) -> Verdict:
-    label = fault.fault_class.replace("sxid-", "SXid ").replace("xid-", "Xid ")
+    label = fault_label(fault)
+    is_driver = fact.kind != "kernel_line"
+    told = "reported" if is_driver else "logged"
     drill = " (a drill)" if fact.is_drill or fault.line.is_injected else ""
     return Verdict(
         kind=Kind.GPU_FAULT,
@@ -37,9 +39,9 @@ def _verdict(fact: NodeFact, fault: KernelFault) -> Verdict:
         owner=Owner.NODE,
         evidence=(
             Evidence(
-                text=f"The kernel of {fact.node} logged {label}.",
+                text=f"{'The driver' if is_driver else 'The kernel'} of {fact.node} {told} {label}.",
                 node=fact.node,
-                source="kernel-log",
+                source="nvml" if is_driver else "kernel-log",
                 age_seconds=fact.age_seconds,
                 fields={"line": fact.text, "code": fault.line.code, "action": fault.action, "event_id": fact.event_id},
             ),
@@ -48,6 +50,6 @@ def _verdict(fact: NodeFact, fault: KernelFault) -> Verdict:
         is_node_at_fault=True,
         is_drill=bool(drill),
         cause=Cause.GPU_FAULT,
-        fault_class=fault.fault_class,
+        fault_class=fault.identity_class,
         boot_id=fact.boot_id,
     )
