@@ -112,6 +112,7 @@ def test_the_agent_sees_the_pipe_where_its_source_looks():
         for mount in container("overlays/full", "DaemonSet", "instep-agent", "agent")["volumeMounts"]
     }
     assert mounts["/host/dev"] == "kernel-log"
+    assert mounts["/host/dev/shm"] == "shm"
     assert "/host/dev/kmsg" not in mounts
     volumes = {volume["name"]: volume for volume in pod("overlays/full", "DaemonSet", "instep-agent")["volumes"]}
     assert "emptyDir" in volumes["kernel-log"]

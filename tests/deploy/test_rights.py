@@ -185,7 +185,7 @@ def test_every_mount_of_the_node_and_every_capability_has_its_reason_beside_it()
     capabilities = [
         line for line in lines if line.strip().lstrip("- ").split(" ")[0].isupper() and line.startswith(" " * 16)
     ]
-    assert len(host) == 5
+    assert len(host) == 6
     assert len(capabilities) == 3
     assert [line for line in [*host, *capabilities] if " # " not in line] == []
 
