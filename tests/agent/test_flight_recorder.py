@@ -180,7 +180,8 @@ class Torch:
         os.close(self._pipe)
 
 
-def test_a_rank_of_a_foreign_job_dumps_through_torchs_pipe(node):
+def test_a_rank_of_a_foreign_job_dumps_through_torchs_pipe(node, monkeypatch):
+    monkeypatch.setattr(flight_recorder, "DUMP_SECONDS_MAX", 20.0)
     torch = Torch(node.root)
     recorder = ask(node)
     torch.close()
@@ -276,7 +277,8 @@ sys.stdin.read()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="Needs torch: its own server is asked.")
-def test_a_real_gloo_rank_gives_what_torch_recorded(tmp_path):
+def test_a_real_gloo_rank_gives_what_torch_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(flight_recorder, "ANSWER_SECONDS_MAX", 20.0)
     here = str(Path(__file__).parent / "rank_record")
     command = [sys.executable, "-c", _RANK, here, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

@@ -6,13 +6,15 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from instep_agent import ras_client
 from instep_agent.errors import Absent, SourceFailed
-from instep_agent.networks import Network, inside
+from instep_agent.networks import Network, inside, networks_of_ranks
+from instep_agent.node import Node
 from instep_agent.ras_answer import Place
 from instep_agent.ras_json import parse_json
 from instep_agent.ras_text import parse_text
@@ -250,6 +252,24 @@ def test_text_tells_places_errors_and_launches():
     assert [place.rank for place in lag.behind] == [4, 3]
 
 
+def test_text_names_ranks_below_what_it_says_of_all_of_them():
+    body = TEXT_HEALTHY + (
+        b"#0-0 (00009a8b7c6d5e4f) MISMATCH\n"
+        b"  Communicator ranks have different collective operation counts\n"
+        b"  26 ranks have launched up to operation 6650\n"
+        b"  2 ranks have launched up to operation 6649\n"
+        b"  Rank 6 -- GPU 6 managed by process 11 on node 10.0.0.20\n"
+        b"  Rank 7 -- [process information not found]\n"
+        b"  Communicator ranks have different status\n"
+        b"  Rank 9 has status NOCOMM -- GPU 1 managed by process 12 on node 10.0.0.21\n"
+    )
+    answer = parse_text(body)
+    (lag,) = answer.lags
+    assert (lag.op, lag.launches_min, lag.launches_max) == ("collective", 6649, 6650)
+    assert lag.behind == (Place(6, "10.0.0.20", 6, 11), Place(7))
+    assert [(one.kind, one.place.rank) for one in answer.troubles] == [("left", 9)]
+
+
 @pytest.mark.parametrize(
     ("behaviour", "sentence"),
     [
@@ -284,7 +304,7 @@ def test_a_service_that_never_stops_talking_is_cut_off(peer):
 
 
 def test_one_service_that_hangs_hides_no_other(peer, tmp_path, monkeypatch):
-    monkeypatch.setattr(nccl_ras, "ONE_SECONDS_MAX", 0.3)
+    monkeypatch.setattr(nccl_ras, "ONE_SECONDS_MAX", 1.5)
     stuck = RasPeer()
     stuck.behaviour = "hang"
     samples, _ = Asking(tmp_path, stuck, peer).turn()
@@ -356,6 +376,31 @@ def test_a_rank_in_another_network_is_asked_from_within(peer, tmp_path, monkeypa
         process.kill()
     assert [fact.kind for fact in facts] == ["nccl_rank_dead"]
     assert value(samples, "ras_networks_unseen") == 0
+
+
+_RANK = """
+import ctypes, sys
+sys.path[:0] = sys.argv[1:2]
+if sys.argv[3] == "elsewhere" and ctypes.CDLL(None).unshare(0x40000000): sys.exit("no")
+from made_records import new_writer
+from instep_agent.rank_record import Phase
+writer = new_writer(sys.argv[2], gpu=sys.argv[4])
+writer.heartbeat(1, 0, Phase.forward)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(("where", "gpu", "found"), [("elsewhere", "0", 1), ("here", "0", 0), ("elsewhere", "", 0)])
+def test_the_networks_of_ranks_with_a_gpu_are_found_through_their_records(tmp_path, where, gpu, found):
+    command = [sys.executable, "-c", _RANK, str(Path(__file__).parents[1] / "rank_record"), str(tmp_path), where, gpu]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        if process.stdout.readline() != b"ready\n":
+            pytest.skip("Making a network namespace needs CAP_SYS_ADMIN.")
+        networks = networks_of_ranks(Node("node-a", record_root=tmp_path))
+        inode = os.stat(f"/proc/{process.pid}/ns/net").st_ino
+        process.kill()
+    assert [(one.rank, one.inode) for one in networks] == [("rank 0 of run run", inode)] * found
 
 
 def test_a_network_that_cannot_be_told_is_a_failure_with_the_right_that_is_missing(peer, tmp_path, monkeypatch):
