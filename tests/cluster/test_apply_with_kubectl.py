@@ -54,7 +54,7 @@ def test_applies_twice_and_changes_only_what_changed(cluster: Cluster, kubectl: 
 def test_refuses_a_field_that_does_not_exist(cluster: Cluster, kubectl: Kubectl):
     done = kubectl("apply", "-f", "-", stdin=DEPLOYMENT.replace("replicas: 0", "replicaz: 0"))
     assert done.returncode == 1
-    assert 'unknown field "spec.replicaz"' in done.stderr
+    assert "unknown field" in done.stderr and "replicaz" in done.stderr  # old servers leave this to kubectl's own words
     assert not cluster.exists("Deployment", "web", "default")
 
 
