@@ -4,4 +4,5 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE / "rank_record"), str(HERE / "rank_record/vectors"), str(HERE / "nvml"), str(HERE)]
+OWN = ("rank_record", "rank_record/vectors", "nvml", "sources", ".")
+sys.path[:0] = [str(HERE / name) for name in OWN]

@@ -9,6 +9,7 @@ from instep_agent.nvml import Driver, shared
 from instep_agent.rank_places import RankTable
 from instep_agent.sources.clock import Clock
 from instep_agent.sources.disk_io import DiskIo
+from instep_agent.sources.ethernet import Ethernet
 from instep_agent.sources.gpu_count import GpuCount
 from instep_agent.sources.gpu_events import GpuEvents
 from instep_agent.sources.gpu_identity import GpuIdentity
@@ -26,8 +27,11 @@ from instep_agent.sources.log_lines import LogLines
 from instep_agent.sources.mounts import Mounts
 from instep_agent.sources.nccl_ras import ADDRESSES, NcclRas
 from instep_agent.sources.node_processes import NodeProcesses
+from instep_agent.sources.pcie import Pcie
 from instep_agent.sources.rank_cpu import RankCpu
 from instep_agent.sources.rank_records import RankRecords
+from instep_agent.sources.rdma_counters import RdmaCounters
+from instep_agent.sources.rdma_ports import RdmaPorts
 
 GPU_SOURCES = (
     GpuEvents,
@@ -41,8 +45,14 @@ GPU_SOURCES = (
     GpuIdentity,
 )
 """They share one driver, and with it one child process."""
+LINK_SOURCES = (RdmaPorts, RdmaCounters, Pcie, Ethernet)
+"""They ask devices through /sys, which may never answer, and share one child process."""
 HOST_SOURCES = (Host, Clock, DiskIo, Mounts, NodeProcesses)
-SOURCES = (KernelLog, RankRecords, GpuInventory, GpuCount, RankCpu, *HOST_SOURCES, LogLines, NcclRas, *GPU_SOURCES)
+SOURCES = (
+    KernelLog, RankRecords, GpuInventory, GpuCount, RankCpu, *HOST_SOURCES, LogLines, NcclRas,
+    *GPU_SOURCES,
+    *LINK_SOURCES,
+)
 """In the order they are asked: what a verdict may wait for comes first."""
 
 
@@ -60,9 +70,14 @@ def all_sources(
     jobs = (LogLines(log_files), NcclRas(nccl_ras_addresses))
     gpus = (GpuInventory(), GpuCount(expected_gpus))
     host = (RankCpu(table), *(source() for source in HOST_SOURCES))
-    return (KernelLog(table.rank_of), ranks, *gpus, *host, *jobs, *gpu_sources())
+    return (KernelLog(table.rank_of), ranks, *gpus, *host, *jobs, *gpu_sources(), *link_sources())
 
 
 def gpu_sources(driver: Driver = shared) -> tuple[Source, ...]:
     """Give one instance of every source that reads NVML, over one driver."""
     return tuple(source(driver) for source in GPU_SOURCES)
+
+
+def link_sources() -> tuple[Source, ...]:
+    """Give one instance of every source that asks network hardware or the bus."""
+    return tuple(source() for source in LINK_SOURCES)
