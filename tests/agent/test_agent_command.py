@@ -121,7 +121,8 @@ def test_killed_with_a_full_spool_it_loses_no_event_and_nothing_counts_twice(sta
     first.close()
     said = []
     while len(said) < 180:
-        lines = [f"NVRM: Xid (PCI:0000:3b:00): 79, number {len(said) + more}" for more in range(20)]
+        numbers = range(len(said), len(said) + 20)
+        lines = [f"NVRM: Xid (PCI:0000:{number:02x}:00): 79, number {number}" for number in numbers]
         said += lines
         with log.open("a") as file:
             file.write("".join(line + "\n" for line in lines))

@@ -68,11 +68,17 @@ class Mounts:
             labels = (("fstype", mount.kind), ("path", mount.path))
             yield Sample(name="instep_mount_is_read_only", labels=labels, value=float(mount.is_read_only))
             yield from self._read_only(mount, node)
-        failed = []
         for mount, question in self._questions.items():
             yield from self._told(mount, question, node)
-            if question.error is not None:
-                failed.append(f"{mount.path} ({(question.error.strerror or '').lower()})")
+        self._check(node)
+
+    def _check(self, node: Node) -> None:
+        """Raise `Absent` where the root holds none of the node's mounts, `SourceFailed` where one is not to be seen."""
+        errors = {mount.path: one.error for mount, one in self._questions.items() if one.error is not None}
+        below = {mount.path for mount in self._questions} - {"/"}
+        if below and below <= errors.keys() and all(isinstance(one, FileNotFoundError) for one in errors.values()):
+            raise Absent(f"None of the node's file systems is mounted beneath {node.root}.")
+        failed = [f"{path} ({(error.strerror or '').lower()})" for path, error in errors.items()]
         if failed:
             raise SourceFailed(
                 f"Cannot look at the file systems at {', '.join(failed[:8])}: give the agent the right to pass the "

@@ -2,13 +2,16 @@
 
 import contextlib
 import os
+import re
 import threading
+from pathlib import Path
 
 import pytest
 from instep_agent.errors import Absent, SourceFailed
-from instep_agent.node import Fact, Node
+from instep_agent.node import Fact, Node, rights_of
 from instep_agent.processes import start_ticks
 from instep_agent.rank_places import RankProcess
+from instep_agent.sources import HOST_SOURCES, clock
 from instep_agent.sources.clock import Clock, TimeKeeping, read_timekeeping
 from instep_agent.sources.disk_io import DiskIo
 from instep_agent.sources.gpu_count import GpuCount
@@ -278,3 +281,18 @@ def test_the_waiting_of_this_very_process_is_counted():
 def _spin(stop):
     while not stop.is_set():
         sum(range(1000))
+
+
+def test_every_event_of_these_sources_is_on_the_pages():
+    docs = Path(__file__).parents[3] / "docs/reference"
+    folder = Path(clock.__file__).parent
+    for source in ("mounts", "clock"):
+        kinds = re.findall(r'act\("([a-z_]+)"', (folder / f"{source}.py").read_text())
+        assert kinds
+        for page in ("wire.md", "host-sources.md"):
+            assert [kind for kind in kinds if f"`{kind}`" not in (docs / page).read_text()] == []
+
+
+def test_every_source_of_the_host_says_what_it_needs():
+    for source in (*HOST_SOURCES, GpuCount, RankCpu):
+        assert rights_of(source), source.name

@@ -115,6 +115,12 @@ def test_what_may_not_be_looked_at_is_a_failure_that_names_it(observed):
         observed.collect()
 
 
+def test_a_root_without_any_of_the_mounts_is_absent(observed):
+    observed.error = FileNotFoundError(2, "No such file or directory")
+    with pytest.raises(Absent, match="None of the node's file systems"):
+        observed.collect()
+
+
 def test_a_node_without_mounts_that_hold_data_is_absent_and_without_proc_a_failure(tmp_path):
     with pytest.raises(Absent):
         Observed(tmp_path, OTHERS).collect()
