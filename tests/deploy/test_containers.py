@@ -59,7 +59,6 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         ["sh", "-c", command],
         cwd=folder,
-        env={**os.environ, "PIP_NO_COMPILE": "1"},  # byte code is a third of the time, and no part of what is asked here
         capture_output=True,
         text=True,
         timeout=INSTALL_SECONDS_MAX,
