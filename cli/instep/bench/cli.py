@@ -6,9 +6,14 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 
-from instep.bench import hang, resume, soak
+from instep.bench import hang, interference, resume, soak
 
-OWN: dict[str, Callable[[Sequence[str]], int]] = {"hang": hang.main, "resume": resume.main, "soak": soak.main}
+OWN: dict[str, Callable[[Sequence[str]], int]] = {
+    "hang": hang.main,
+    "interference": interference.main,
+    "resume": resume.main,
+    "soak": soak.main,
+}
 
 
 def main(arguments: Sequence[str]) -> int:

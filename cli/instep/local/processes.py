@@ -57,9 +57,13 @@ class Processes:
         if code:
             raise subprocess.CalledProcessError(code, arguments, stderr=tail(started.log))
 
+    def newest(self, name: str) -> Started:
+        """Return the newest process of that name."""
+        return next(started for started in reversed(self._started) if started.name == name)
+
     def signal(self, name: str, number: signal.Signals) -> None:
         """Send a signal to the newest process of that name, and wait for its end when it is SIGKILL."""
-        process = next(started.process for started in reversed(self._started) if started.name == name)
+        process = self.newest(name).process
         process.send_signal(number)
         if number == signal.SIGKILL:
             process.wait(END_SECONDS_MAX)
