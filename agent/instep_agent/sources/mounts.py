@@ -26,7 +26,6 @@ class _Question:
     is_answered: threading.Event = field(default_factory=threading.Event)
     answer: os.statvfs_result | None = None
     error: OSError | None = None
-    is_told: bool = False
 
 
 class Mounts:
@@ -58,6 +57,7 @@ class Mounts:
         self._statvfs = statvfs
         self._answer_seconds_max = answer_seconds_max
         self._questions: dict[Mount, _Question] = {}
+        self._told_stuck: set[str] = set()
         self._was_read_only: dict[str, bool] = {}
 
     def collect(self, node: Node) -> Iterator[Sample | Fact]:
@@ -110,13 +110,13 @@ class Mounts:
         labels = (("fstype", mount.kind), ("path", mount.path))
         is_stuck = not question.is_answered.is_set()
         yield Sample(name="instep_mount_is_stuck", labels=labels, value=float(is_stuck))
-        if is_stuck and not question.is_told:
-            question.is_told = True
+        if is_stuck and mount.device not in self._told_stuck:
+            self._told_stuck.add(mount.device)
             text = f"The file system at {mount.path} ({mount.kind}) does not answer: whoever reads or writes it waits."
             yield _fact("mount_stuck", text, mount, node)
-        elif not is_stuck and question.is_told:
+        elif not is_stuck and mount.device in self._told_stuck:
+            self._told_stuck.remove(mount.device)
             yield _fact("mount_answers", f"The file system at {mount.path} answers again.", mount, node)
-            question.is_told = False
         if question.answer is not None and not is_stuck:
             yield from _samples(question.answer, labels)
 
