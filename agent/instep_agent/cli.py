@@ -231,6 +231,7 @@ def _new_runner(config: AgentConfig, node: Node, uplink: Uplink | None) -> Runne
         _sources(config),
         uplink.put if uplink else lambda _frame, _dictionary: None,
         interval_seconds=config.frame_interval_seconds,
+        values_interval_seconds=config.values_interval_seconds,
         cluster=config.cluster,
         also=uplink.samples if uplink else tuple,
         drills_folder=Path(config.drills_folder),

@@ -23,7 +23,6 @@ def ask_all(runner: Runner) -> None:
         if all(map(_has_said, runner.states)):
             break
         runner.wait(wait_seconds)
-    runner.refresh()
 
 
 def _has_said(state: SourceState) -> bool:

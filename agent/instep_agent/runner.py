@@ -30,6 +30,8 @@ WOKEN_SECONDS = 1.0
 FACT_WAIT_SECONDS = 0.05
 """A fact waits no longer than this for the other sources that are due at the same time."""
 STOP_CHECK_SECONDS = 1.0
+VALUES_EARLY_SECONDS = 0.1
+"""A tick so little before its time sends the values too: ticks come late, and one in two would be passed over."""
 
 RUNNER_METRICS = (
     *SOURCE_METRICS,
@@ -66,12 +68,16 @@ class Runner:
         deliver: Callable[[Frame, Dictionary], None],
         *,
         interval_seconds: float = 1.0,
+        values_interval_seconds: float = 0.0,
         cluster: str = "",
         clock_seconds: Callable[[], float] = time.monotonic,
         also: Callable[[], Iterable[Sample]] = tuple,
         drills_folder: Path = Path(DRILLS_FOLDER),
     ) -> None:
-        """`also` gives samples about the agent's other parts, once for each frame with values."""
+        """A frame is made each `interval_seconds`; it has values when it is `values_interval_seconds` since the last.
+
+        `also` gives samples about the agent's other parts, once for each frame with values.
+        """
         self._node = node
         self._deliver = deliver
         self._interval_seconds = interval_seconds
@@ -79,7 +85,8 @@ class Runner:
         self._also = also
         self._drills = Drills(drills_folder)
         self._builder = FrameBuilder(node, cluster=cluster)
-        self._next_frame_seconds = 0.0
+        self._values_interval_seconds = values_interval_seconds - VALUES_EARLY_SECONDS
+        self._next_frame_seconds = self._next_values_seconds = 0.0
         self._tick = Tick()
         self._sending = threading.Lock()
         self._running: tuple[SourceState, float] | None = None
@@ -87,7 +94,8 @@ class Runner:
         self.states = [SourceState(source) for source in sources]
         self._by_name = {state.name: state for state in self.states}
         self.children = Children(node, sources)
-        self.snapshot = Snapshot()
+        self._facts: tuple[Fact, ...] = ()
+        self._made_at_seconds = 0.0
         self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def run(self, stop: threading.Event) -> None:
@@ -160,9 +168,16 @@ class Runner:
         due = min(self._next_frame_seconds, self.children.due_seconds(), *(one.next_due_seconds for one in self.states))
         return max(0.0, due - self._clock_seconds())
 
-    def refresh(self) -> None:
-        """Put what was heard since the last frame into the snapshot."""
-        self.snapshot = self._new_snapshot(())
+    @property
+    def snapshot(self) -> Snapshot:
+        """What the agent knows now. Made when somebody looks, in whatever thread: most frames nobody looks at."""
+        return Snapshot(
+            samples=(*(sample for state in self.states for sample in state.samples), *self._about()),
+            ranks=tuple(report for state in self.states for report in state.ranks),
+            gpus=merged_gpus(self.states),
+            facts=self._facts,
+            made_at_seconds=self._made_at_seconds,
+        )
 
     def check_overdue(self) -> None:
         """Say that the source that the loop waits for is over its deadline. Another thread than the loop's calls it."""
@@ -179,7 +194,7 @@ class Runner:
         fact = self._fact("source_slow", state.detail, source=state.name)
         log.warning("%s", state.detail)
         with self._sending:
-            self.snapshot = self._new_snapshot([fact])
+            self._note_frame([fact])
             self._deliver(self._builder.build(Tick(facts=[fact]), None), self._builder.dictionary)
 
     def _drill(self) -> None:
@@ -320,22 +335,19 @@ class Runner:
         with self._sending:
             tick, self._tick = self._tick, Tick()
             samples: list[Sample] | None = None
-            if is_tick:
+            if is_tick and self._next_values_seconds <= self._clock_seconds():
+                self._next_values_seconds = self._clock_seconds() + self._values_interval_seconds
                 fresh = (sample for state in self.states if state.is_fresh for sample in state.samples)
                 samples = [*fresh, *self._about()]
                 for state in self.states:
                     state.is_fresh = False
-            self.snapshot = self._new_snapshot(tick.facts)
+            self._note_frame(tick.facts)
             self._deliver(self._builder.build(tick, samples), self._builder.dictionary)
 
-    def _new_snapshot(self, facts: Iterable[Fact]) -> Snapshot:
-        return Snapshot(
-            samples=(*(sample for state in self.states for sample in state.samples), *self._about()),
-            ranks=tuple(report for state in self.states for report in state.ranks),
-            gpus=merged_gpus(self.states),
-            facts=(*self.snapshot.facts, *facts)[-FACTS_PER_FRAME_MAX:],
-            made_at_seconds=self._clock_seconds(),
-        )
+    def _note_frame(self, facts: Sequence[Fact]) -> None:
+        self._made_at_seconds = self._clock_seconds()
+        if facts:
+            self._facts = (*self._facts, *facts)[-FACTS_PER_FRAME_MAX:]
 
     def _about(self) -> Iterator[Sample]:
         """Yield what the agent says of itself."""
