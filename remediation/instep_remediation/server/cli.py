@@ -10,6 +10,7 @@ import json
 import logging
 import signal
 import socket
+import ssl
 import sys
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,7 @@ class _Server(uvicorn.Server):
 
 def announce(runtime: Runtime, *, is_json: bool) -> None:
     """Print where the server is, where its token is, and the page's one-time link."""
-    url = f"http://{runtime.config.listen}"
+    url = runtime.config.url
     told = {"url": url, "token_file": str(runtime.token_file.absolute()), "page_link": runtime.page_link()}
     if is_json:
         print(json.dumps(told), flush=True)
@@ -155,6 +156,7 @@ def announce(runtime: Runtime, *, is_json: bool) -> None:
 
 
 def _serve(config: ServerConfig, policy: Policy, listener: socket.socket, *, is_json: bool) -> int:
+    tls = tls_context(config)
     runtime = Runtime(config, policy, SystemClock())
     settings = uvicorn.Config(
         make_application(runtime),
@@ -167,6 +169,8 @@ def _serve(config: ServerConfig, policy: Policy, listener: socket.socket, *, is_
         server_header=False,
         timeout_keep_alive=75,
     )
+    settings.load()
+    settings.ssl = tls
     server = _Server(settings, runtime, is_json=is_json)
     try:
         runtime.open()
@@ -178,6 +182,25 @@ def _serve(config: ServerConfig, policy: Policy, listener: socket.socket, *, is_
     finally:
         runtime.close()
     return 0 if server.started else 3
+
+
+def tls_context(config: ServerConfig) -> ssl.SSLContext | None:
+    """Return what the server's connections are secured with, None for plain HTTP; raises StartError."""
+    if config.tls_certificate is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(config.tls_certificate, config.tls_key)
+        if config.tls_client_ca is not None:
+            context.load_verify_locations(config.tls_client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except OSError as error:  # ssl.SSLError is one
+        files = [str(file) for file in (config.tls_certificate, config.tls_key, config.tls_client_ca) if file]
+        raise StartError(
+            f"Cannot use the certificates in {', '.join(files)} ({error.strerror or error}): tls_certificate, tls_key "
+            "and tls_client_ca are PEM files that the server may read."
+        ) from error
+    return context
 
 
 def _end(_number: int, _frame: object) -> None:

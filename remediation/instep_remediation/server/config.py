@@ -55,6 +55,12 @@ class ServerConfig(BaseModel):
     model_config = _strict
     listen: str = "127.0.0.1:7070"
     """Address and port; loopback unless told otherwise."""
+    tls_certificate: Path | None = None
+    """PEM file with the server's certificate and those up to its authority; set, the server speaks TLS only."""
+    tls_key: Path | None = None
+    """PEM file with the certificate's private key; unset is the certificate's own file."""
+    tls_client_ca: Path | None = None
+    """PEM file with the authority of clients' certificates; set, nobody connects without one (mutual TLS)."""
     state_dir: Path = Path("instep-state")
     """Journal, embedded database and token live here."""
     database: str = ""
@@ -123,6 +129,11 @@ class ServerConfig(BaseModel):
         if value and not value.startswith(("http://", "https://")):
             raise ValueError("use an http:// or https:// address")
         return value
+
+    @property
+    def url(self) -> str:
+        """Where it listens, as clients write it."""
+        return f"{'https' if self.tls_certificate else 'http'}://{self.listen}"
 
     @property
     def address(self) -> tuple[str, int]:

@@ -62,7 +62,7 @@ class Runtime:
         self.policy = policy
         self.clock = clock
         self.is_ready = False
-        self.public_url = config.public_url or f"http://{config.listen}"
+        self.public_url = config.public_url or config.url
         self.nodes = nodes or make_executor(config)
         check_executor(policy, self.nodes)
         self._lock = _lock_state(config.state_dir)
