@@ -245,6 +245,7 @@ def _sources(config: AgentConfig) -> tuple[Source, ...]:
             discovery_interval_seconds=config.ranks_discovery_interval_seconds,
             nccl_ras_addresses=config.nccl_ras_addresses,
             log_files=config.log_files,
+            expected_gpus=config.expected_gpus,
         )
     except ValueError as error:
         raise ConfigurationInvalid(f"A source cannot be set up: {error}") from error

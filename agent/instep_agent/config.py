@@ -67,6 +67,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How often rank records are read."""
     ranks_discovery_interval_seconds: Seconds = 1.0
     """How often new rank records are looked for."""
+    expected_gpus: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
+    """How many GPUs this node should have; one that is missing then shows. 0 expects nothing."""
     log_files: tuple[AbsolutePath, ...] = ()
     """Log files of jobs to follow, beneath `root`: absolute paths, which may hold `*`; none when empty."""
     nccl_ras_addresses: tuple[str, ...] = ADDRESSES
