@@ -169,7 +169,7 @@ class RdmaPorts:
             watched.link_downed = number(self._files.text(f"{port.path}/counters/link_downed"))
         except (OSError, NoNumber):
             watched.link_downed = None
-            return watched.watch.count(0, 0.0) if watched.watch.waits else []
+            return []
         step = watched.losses.observe("link_downed", watched.link_downed, LINK_DOWNED_MAX)
         looked_seconds = (now_ns - watched.looked_ns) / 1e9 if watched.looked_ns else self.interval_seconds
         return watched.watch.count(step.rise, looked_seconds)

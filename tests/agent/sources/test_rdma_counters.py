@@ -137,6 +137,8 @@ def test_a_driver_that_counts_further_than_the_specification_is_not_blind(watch)
     found = watch.look()
     assert found.facts == []
     assert found.value("instep_rdma_counters_blind") == 0
+    watch.tree.set(hca, "counters/link_downed", 255)
+    assert watch.look().kinds() == ["rdma_counters_reset"], "it is known to go further"
 
 
 def test_a_device_that_began_anew_with_higher_counters_is_a_new_baseline(watch):
@@ -161,6 +163,18 @@ def test_an_adapter_that_returns_is_a_new_baseline(watch):
     found = watch.look()
     assert [fact.fields["reason"] for fact in found.facts] == ["reload"]
     assert found.has("node_infiniband_link_downed_total")
+
+
+def test_an_adapter_that_returns_in_the_same_folder_is_a_new_baseline(watch):
+    hca = watch.tree.hca()
+    watch.look()
+    link = watch.tree.root / "sys/class/infiniband/mlx5_0"
+    target = link.readlink()
+    link.unlink()
+    watch.look()
+    link.symlink_to(target)
+    watch.tree.set(hca, "counters/symbol_error", 40)
+    assert [fact.fields["reason"] for fact in watch.look().facts] == ["reload"]
 
 
 def test_another_boot_is_a_new_baseline(watch, tmp_path):
@@ -266,7 +280,7 @@ def test_a_hostile_tree_neither_hangs_nor_kills(watch):
     folder = hca / "ports/1/counters"
     os.mkfifo(folder / "a_fifo")
     (folder / "a_loop").symlink_to("a_loop")
-    (folder / "a_link").symlink_to("/etc/hostname")
+    (folder / "a_link").symlink_to("link_downed")
     (folder / "a_device").symlink_to("/dev/zero")
     (folder / "a_folder").mkdir()
     (folder / ("x" * 200)).write_text("1\n")
@@ -279,6 +293,7 @@ def test_a_hostile_tree_neither_hangs_nor_kills(watch):
     assert len(found.labels("instep_rdma_counter_total")) < 300
     counted = {labels["counter"] for labels in found.labels("instep_rdma_counter_total")}
     assert not counted & {"a_fifo", "a_loop", "a_link", "a_device", "a_folder", "a_huge_file", "x" * 200}
+    assert errors(found)[errno.errorcode[errno.ENOTSUP].lower()] == 2, "the FIFO and the folder are refused, not read"
 
 
 def test_counters_beyond_the_descriptors_are_read_all_the_same(tmp_path):

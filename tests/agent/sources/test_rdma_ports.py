@@ -1,9 +1,12 @@
 """RDMA ports: state and rate, losses seen and unseen, what each port is there for, adapters that come and go."""
 
 import os
+import time
 
 import pytest
 from instep_agent.errors import Absent, SourceFailed
+from instep_agent.node import Node
+from instep_agent.runner import Runner
 from instep_agent.sources.rdma_ports import RdmaPorts
 from made_nodes import Clock, node_at
 from sysfs_trees import Tree, look, write
@@ -216,6 +219,17 @@ def test_a_driver_that_was_reloaded_is_told_and_its_counters_begin_anew(watch):
     assert [fact.kind for fact in watch.looks(15)] == ["link_flap"]
 
 
+def test_a_reload_explains_a_loss_that_the_counter_had_just_before(watch):
+    hca = watch.tree.hca()
+    watch.look()
+    watch.looks(9)
+    watch.tree.count(hca, "link_downed")
+    assert watch.looks(1) == []
+    watch.tree.take_away("mlx5_0")
+    watch.tree.hca()
+    assert [fact.kind for fact in watch.looks(15)] == ["rdma_device_reloaded"]
+
+
 def test_an_adapter_that_appears_later_is_told(watch):
     watch.tree.hca()
     watch.look()
@@ -236,6 +250,7 @@ def never_up(tree, hca, phys_state="2: Polling"):
 def test_the_role_of_a_port_comes_from_evidence(watch):
     tree = watch.tree
     used = tree.hca("a")
+    tree.interface("tun0", device=used.parents[1])
     tree.interface("net-m", device=tree.hca("m", "0000:20:00.0").parents[1])
     tree.virtual_interface("bond7", lower=("net-m",))
     tree.virtual_interface("bond7.12", lower=("bond7",))
@@ -330,3 +345,31 @@ def test_files_are_opened_once(watch):
     watch.tree.take_away("mlx5_0")
     watch.look()
     assert len(os.listdir("/proc/self/fd")) < before
+
+
+def test_a_lost_link_reaches_the_server_as_an_event(tmp_path):
+    """Through the real runner and child process, with the node's real clocks."""
+    tree, frames, source = Tree(tmp_path), [], RdmaPorts()
+    hca = tree.hca()
+    source.interval_seconds = 0.02
+    runner = Runner(Node("node-a", tmp_path), [source], lambda frame, _: frames.append(frame), interval_seconds=0.02)
+    deadline_seconds = time.monotonic() + 20
+
+    def wait_for(found):
+        while not found() and time.monotonic() < deadline_seconds:
+            runner.wait(min(runner.run_due(), 0.5))
+        assert found()
+
+    def kinds():
+        return [event.kind for frame in frames for event in frame.events or ()]
+
+    try:
+        wait_for(lambda: any(sample.name == "node_infiniband_state_id" for sample in runner.snapshot.samples))
+        assert kinds() == [], "a healthy port is no event"
+        tree.link_goes_down(hca)
+        wait_for(lambda: "link_down" in kinds())
+        tree.link_comes_up(hca)
+        wait_for(lambda: "link_up" in kinds())
+    finally:
+        runner.close()
+    assert kinds() == ["link_down", "link_up"]
