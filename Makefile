@@ -7,7 +7,7 @@ BIN := .venv/bin
 ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help setup setup-tests demo test bench docs constraints clean
+.PHONY: help setup setup-tests demo test bench docs screenshots constraints clean
 
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -34,6 +34,9 @@ docs: setup ## write the pages that are generated from the code
 	@$(BIN)/python -m instep.reference docs/reference/cli.md
 	@$(BIN)/python -m instep_agent.reference docs/reference/agent-metrics.md
 	@$(BIN)/python -m instep_diagnosis.catalogue_page docs/reference/catalogues.md
+
+screenshots: setup-tests ## take the README's pictures from a real run
+	@$(BIN)/python -m tests.pictures docs/pictures
 
 constraints: setup ## write constraints.txt from what is installed in .venv
 	@{ sed '/^[^#]/,$$d' constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//'; } >.constraints.new

@@ -14,6 +14,8 @@ STOPS = ("crash", "hang", "mismatch")
 REFRESH_SECONDS = 4
 READING_SECONDS = 8
 """A page that is being read moves less."""
+WATCHING_SECONDS = 2
+"""A plan that is being carried out is looked at while it is."""
 
 Shown = dict[str, Any]
 
@@ -77,7 +79,7 @@ class Page:
     @property
     def refresh_seconds(self) -> int | None:
         """How soon the page is brought up to date; None for one that stays as it is."""
-        return READING_SECONDS if not self.problem else None
+        return READING_SECONDS
 
     @property
     def has_form(self) -> bool:
@@ -164,6 +166,13 @@ class PlanPage(Page):
     template: ClassVar[str] = "plan.html"
     plan: Shown
     audit: Sequence[Shown]
+
+    @property
+    def refresh_seconds(self) -> int | None:
+        """One that is being carried out moves; the answer to a form stays."""
+        if self.problem:
+            return None
+        return WATCHING_SECONDS if self.plan["state"] in ("approved", "executing") else READING_SECONDS
 
     @property
     def has_form(self) -> bool:

@@ -213,7 +213,16 @@ def planned(runtime: Runtime, action: ActionRow) -> list[dict[str, Any]]:
     except Exception:  # Whatever an executor of somebody else raises: the page stays up, the log has it.
         log.exception("The executor %s cannot tell the steps of %s.", runtime.nodes.name, action.name)
         return [_step_shown("its steps cannot be told: the server's log says why", "unknown")]
-    return [_step_shown(step.describe(), "planned") for step in made]
+    return [_step_shown(step_words(step.name, step.node, step.arguments), "planned") for step in made]
+
+
+def step_words(name: str, node: str, arguments: dict[str, Any]) -> str:
+    """Return a step in one line, without what it tells people: the plan says that.
+
+    >>> step_words("taint", "node-b", {"plan": "plan-3-1", "message": "Rank 3 was killed."})
+    'taint node-b (plan plan-3-1)'
+    """
+    return Step(name, node, "", {key: value for key, value in arguments.items() if key != "message"}).describe()
 
 
 def _step_shown(text: str, state: str) -> dict[str, Any]:
