@@ -96,6 +96,7 @@ class Drills:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._path = str(folder)
         self._files: dict[str, tuple[int, Drill]] = {}
         """By file name: when it was written, and what it says."""
         self._complained: set[tuple[str, int]] = set()
@@ -169,7 +170,7 @@ class Drills:
     def _written_ns(self) -> int:
         """Give when the folder was last changed, 0 when there is none: nobody has ever drilled here."""
         try:
-            return os.stat(self._folder).st_mtime_ns  # noqa: PTH116  before each turn: as cheap as it can be
+            return os.stat(self._path).st_mtime_ns  # noqa: PTH116  before each turn: as cheap as it can be
         except OSError:
             return 0
 

@@ -123,6 +123,8 @@ class Children:
         self._control: socket.socket | None = None
         self._orphans: set[int] = set()
         self._ready: list[Report] = []
+        self._said: set[int] | None = None
+        """Who had something to say when `wait` came back; None when nobody waited, and all are to be asked."""
         if self._children:
             self._start_keeper()
 
@@ -165,13 +167,17 @@ class Children:
             poll.register(one, select.POLLIN)
         for descriptor in also:
             poll.register(descriptor, select.POLLIN)
-        return {descriptor for descriptor, _ in poll.poll(max(0.0, timeout_seconds) * 1000)}
+        self._said = {descriptor for descriptor, _ in poll.poll(max(0.0, timeout_seconds) * 1000)}
+        return self._said
 
     def poll(self, now_seconds: float) -> list[Report]:
         """Give what came since the last time, and what is overdue; go on with what waits."""
+        said, self._said = self._said, None
         for child in self._children.values():
-            self._receive(child)
-        self._hear_keeper(now_seconds)
+            if child.data is not None and (said is None or child.data.fileno() in said):
+                self._receive(child)
+        if self._control is not None and (said is None or self._control.fileno() in said):
+            self._hear_keeper(now_seconds)
         self._reap_orphans()
         for child in self._children.values():
             if child.asked and child.deadline_seconds <= now_seconds:

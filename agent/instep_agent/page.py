@@ -67,7 +67,7 @@ class Page:
             if family is not None and not math.isnan(sample.value):
                 family[sample.labels] = sample.value
         lines: list[str] = []
-        left = self._series_max
+        left = self._series_max - 1  # the last one tells how many were left out
         dropped = 0
         for metric, values in (*self._own(by_name), *self._others(by_name, snapshot.gpus)):
             shown = len(values) if len(values) <= left else left

@@ -87,7 +87,7 @@ def test_second_names_can_be_left_out():
 
 
 def test_too_many_series_are_left_out_from_the_end_and_counted():
-    page = Page([ERRORS, TEMPERATURE], series_max=6)
+    page = Page([ERRORS, TEMPERATURE], series_max=7)
     many = [each for n in "0123" for each in (sample(TEMPERATURE.name, gpu=n), sample(ERRORS.name, port=n))]
     text = page.render(Snapshot(samples=tuple(many))).decode()
     assert text.count("instep_x_errors_total{") == 4, "stated first"
