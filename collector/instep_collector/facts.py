@@ -9,10 +9,20 @@ from dataclasses import dataclass
 
 from instep_agent.wire import Event, GpuReport
 from instep_diagnosis.evidence import NodeFact
+from instep_diagnosis.kernel_line import (
+    LINE_CHARACTERS_MAX,
+    STATEMENT_LINES_MAX,
+    LineKind,
+    read_kernel_line,
+    read_kernel_lines,
+)
+from msgspec.structs import replace
 
 FACTS_MAX = 512
 """Of one node; the oldest go first."""
 FACT_SECONDS = 600.0
+STATEMENT_SECONDS = 2.0
+"""The driver writes the lines of one statement at once; a later line belongs to no earlier statement."""
 FRESH_MAX = 10_000
 NODES_MAX = 20_000
 
@@ -46,7 +56,7 @@ class FactBook:
         kept = self._events.setdefault(node, deque())
         if len(kept) >= FACTS_MAX:
             seen.discard(kept.popleft().event.id)
-        kept.append(KeptEvent(event, at, boot_id))
+        kept.append(_whole(KeptEvent(event, at, boot_id), kept))
         seen.add(event.id)
         self._fresh.append((node, kept[-1]))
         return True
@@ -69,6 +79,37 @@ class FactBook:
             for kept in self._events.get(node, ())
             if now - kept.at <= FACT_SECONDS
         ]
+
+
+def _whole(new: KeptEvent, kept: deque[KeptEvent]) -> KeptEvent:
+    """Return a kernel line that ends a statement of several with the whole statement as its text, any other as is."""
+    event = new.event
+    if event.kind != "kernel_line" or "NVRM:" not in event.text or _pci.search(event.text):
+        return new
+    lines = [one.event for one in _lines_before(new, kept)]
+    address = list(read_kernel_lines([*(line.text for line in lines), event.text]))[-1].pci
+    opening = [number for number, line in enumerate(lines) if address and address in line.text.lower()]
+    if address is None or not opening:
+        return new
+    parts = [line.text for line in lines[opening[-1] :] if _is_part(line.text)]
+    text = " ".join((*parts, event.text))[:LINE_CHARACTERS_MAX]
+    return KeptEvent(replace(event, text=text, fields=event.fields | {"pci": address}), new.at, new.boot_id)
+
+
+def _lines_before(new: KeptEvent, kept: deque[KeptEvent]) -> list[KeptEvent]:
+    """Return the kernel lines of the same boot shortly before this one, oldest first."""
+    found: list[KeptEvent] = []
+    for one in reversed(kept):
+        if len(found) >= STATEMENT_LINES_MAX or abs(new.at - one.at) > STATEMENT_SECONDS or one.boot_id != new.boot_id:
+            break
+        if one.event.kind == "kernel_line":
+            found.append(one)
+    return found[::-1]
+
+
+def _is_part(text: str) -> bool:
+    """Whether a line between a statement's first and last may belong to it: the driver's, and no fault by itself."""
+    return "NVRM:" in text and read_kernel_line(text).kind is LineKind.NONE
 
 
 def as_fact(node: str, kept: KeptEvent, now: float, gpus: tuple[GpuReport, ...]) -> NodeFact:

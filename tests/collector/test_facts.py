@@ -3,6 +3,7 @@
 import pytest
 from instep_agent.wire import Event, GpuReport
 from instep_collector.facts import FACT_SECONDS, FACTS_MAX, FactBook
+from instep_diagnosis.facts import kernel_fault
 
 GPUS = {"n": (GpuReport(index=0, uuid="GPU-0", pci="0000:3b:00"), GpuReport(index=1, uuid="GPU-1", pci="0000:5e:00"))}
 
@@ -40,3 +41,59 @@ def test_facts_are_kept_once_and_bounded_and_go_when_they_explain_nothing():
     for number in range(1, 2 * FACTS_MAX):
         book.add("n", line("x", number), 0.0)
     assert len(book.facts(["n"], 1.0, {})) == FACTS_MAX
+
+
+LOST = (
+    "NVRM: The NVIDIA GPU 0000:5e:00.0",
+    "NVRM: (PCI ID: 10de:2330) installed in this system has",
+    "NVRM: fallen off the bus and is not responding to commands.",
+)
+
+
+def last_fact(*lines, boots=None, at=None):
+    """The fact of the last of some lines, told one after the other."""
+    book = FactBook()
+    for number, text in enumerate(lines):
+        boot_id = boots[number] if boots else "boot"
+        book.add("n", line(text, number), at[number] if at else 100.0 + number / 1000, boot_id=boot_id)
+    return book.facts(["n"], 110.0, GPUS)[-1]
+
+
+@pytest.mark.parametrize("between", [(), ("nvidia 0000:3b:00.0: AER: corrected",), ("usb 1-1: new device",)])
+def test_a_gpu_that_is_lost_over_several_lines_is_named(between):
+    fact = last_fact(LOST[0], *between, *LOST[1:])
+    assert (fact.gpu, fact.gpu_index, fact.fields["pci"]) == ("GPU-1", 1, "0000:5e:00.0")
+    fault = kernel_fault(fact)
+    assert (fault.fault_class, fault.line.pci, fault.severity) == ("gpu-lost", "0000:5e:00.0", "fatal")
+
+
+def test_each_of_two_statements_names_its_own_gpu():
+    fact = last_fact(*LOST, LOST[0].replace("5e", "3b"), *LOST[1:])
+    assert fact.gpu == "GPU-0"
+
+
+def test_a_fault_with_an_address_between_the_lines_stays_its_own():
+    xid = "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus."
+    assert last_fact(LOST[0], xid).text == xid
+    fact = last_fact(LOST[0], xid, *LOST[1:])
+    assert (fact.gpu, kernel_fault(fact).fault_class) == ("GPU-1", "gpu-lost")
+
+
+@pytest.mark.parametrize(
+    ("boots", "at"),
+    [(("boot-1", "boot-1", "boot-2"), None), (None, (100.0, 100.0, 103.0))],
+    ids=["another boot", "seconds later"],
+)
+def test_a_line_of_another_boot_or_time_is_no_part_of_a_statement(boots, at):
+    fact = last_fact(*LOST, boots=boots, at=at)
+    assert (fact.text, fact.gpu) == (LOST[2], "")
+
+
+def test_an_address_that_runs_into_a_word_is_no_trouble():
+    assert last_fact("NVRM: The NVIDIA GPU 0000:5e:00abc", *LOST[1:]).gpu in ("", "GPU-1")
+
+
+def test_a_healthy_gpu_told_over_several_lines_is_no_fault():
+    told = (LOST[0], LOST[1], "NVRM: been initialised.")
+    assert all(kernel_fault(last_fact(*told[:count])) is None for count in (1, 2, 3))
+    assert last_fact(*told).text == told[2]
