@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 from instep_collector.clock import Clock
 from instep_collector.store import audit, breaker
@@ -47,7 +48,8 @@ class Executor:
     def execute(self, session: Session, plan: Plan, incident: Incident) -> OrderRow | None:
         """Keep the plan and start its actions; returns the restart order that was made, if one was."""
         now = self._clock.realtime()
-        is_automatic = self._is_automatic(session) and any(action.is_about_nodes for action in plan.actions)
+        plan = replace(plan, is_drill=plan.is_drill or incident.is_drill)
+        is_automatic = self._is_automatic(session, plan) and any(action.is_about_nodes for action in plan.actions)
         decision = AUTOMATIC if is_automatic else None
         row = keep_plan(session, plan, mode=self._policy.nodes.drain, decision=decision, now=now)
         row.incident = incident.id
@@ -64,8 +66,10 @@ class Executor:
         plan_queries.refresh(session, row, at=now)
         return order
 
-    def _is_automatic(self, session: Session) -> bool:
-        return self._policy.nodes.drain == "auto" and self._nodes.is_changing and not breaker.is_open(session)
+    def _is_automatic(self, session: Session, plan: Plan) -> bool:
+        """Whether the policy approves what is about nodes: never in a drill, which is about a healthy node."""
+        is_allowed = self._policy.nodes.drain == "auto" and not plan.is_drill
+        return is_allowed and self._nodes.is_changing and not breaker.is_open(session)
 
     def _order(self, session: Session, plan: Plan, action: Restart) -> OrderRow:
         order, is_new = self._hub.make(

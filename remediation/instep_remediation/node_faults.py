@@ -21,7 +21,7 @@ from instep_diagnosis.evidence import NodeFact
 from instep_diagnosis.verdict import Kind, Verdict
 from sqlalchemy.orm import Session
 
-from instep_remediation.openings import STOP, Opening, device, device_of, note, open_incident
+from instep_remediation.openings import STOP, Opening, device, is_same_fault, note, open_incident
 from instep_remediation.repairs import is_mended
 
 SETTLE_SECONDS = 8.0
@@ -82,7 +82,7 @@ class NodeFaults:
             row, is_new = open_incident(
                 session,
                 Opening(
-                    "/".join(device(verdict) or (fact.event_id,))[:700],
+                    "/".join((*(device(verdict) or (fact.event_id,)), *(("drill",) if verdict.is_drill else ())))[:700],
                     Kind.GPU_FAULT.value,
                     run.job,
                     run.run,
@@ -115,8 +115,10 @@ class NodeFaults:
                 and waiting.run is not None
                 and row.run == waiting.run.run
             )
-            if device_of(row) == device(waiting.verdict) or (
-                is_near and waiting.fact.node in {suspect.get("node") for suspect in suspects}
+            if is_same_fault(row, waiting.verdict) or (
+                is_near
+                and row.is_drill == waiting.verdict.is_drill
+                and waiting.fact.node in {suspect.get("node") for suspect in suspects}
             ):
                 return row
         return None

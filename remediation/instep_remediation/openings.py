@@ -199,6 +199,11 @@ def device(verdict: Verdict) -> tuple[str, str, str, str] | None:
     return (verdict.suspects[0].node, verdict.suspects[0].gpu, verdict.fault_class, verdict.boot_id)
 
 
+def is_same_fault(row: Incident, verdict: Verdict) -> bool:
+    """Whether an incident tells of a verdict's fault. A drill's never holds a real one: that would wake nobody."""
+    return row.is_drill == verdict.is_drill and device_of(row) == device(verdict)
+
+
 def device_of(row: Incident) -> tuple[str, str, str, str] | None:
     """Return what `device` says of an incident's verdict."""
     return device(verdict_from_json(row.verdict)) if row.verdict else None
@@ -214,7 +219,7 @@ def join_fault(session: Session, row: Incident, verdict: Verdict, *, now: float)
             if where is not None
             and other.id != row.id
             and other.family == Family.GPU_FAULT
-            and device_of(other) == where
+            and is_same_fault(other, verdict)
         ),
         None,
     )

@@ -22,6 +22,8 @@ class Plan:
     actions: tuple[Action, ...]
     reason: str
     """Why these actions, and why not others."""
+    is_drill: bool = False
+    """Its cause was made on purpose: about nodes nothing is done without approval, whatever the policy says."""
 
     @property
     def restart(self) -> Restart | None:
@@ -56,7 +58,8 @@ def make_plan(incident: str, verdict: Verdict, policy: Policy, budget: JobBudget
     if policy.nodes.drain != "off":
         actions.extend(DrainNode(node, verdict.summary) for node in nodes if node not in budget.nodes_proposed)
     actions.append(Notify(incident))
-    return Plan(incident, verdict.job, verdict.run, verdict.attempt, tuple(actions), " ".join(reasons))
+    reason = " ".join(reasons)
+    return Plan(incident, verdict.job, verdict.run, verdict.attempt, tuple(actions), reason, verdict.is_drill)
 
 
 def nodes_at_fault(verdict: Verdict, policy: Policy) -> tuple[str, ...]:
@@ -76,8 +79,9 @@ NOTES = {
     "approve": "waits for approval",
     "auto": "carried out by itself, within the guards",
     "hand": "asked for by hand",
+    "drill": "waits for approval: a drill drains nothing by itself",
 }
-"""What happens to a node action, by the policy's `nodes.drain`."""
+"""What happens to a node action, by the policy's `nodes.drain`, or in a drill."""
 
 
 def describe(plan: Plan, mode: str = "propose") -> str:
@@ -87,7 +91,9 @@ def describe(plan: Plan, mode: str = "propose") -> str:
     Plan for incident inc-1: GPU fell off the bus.
       1. drain node node-b: Xid 79 [proposed: nodes are watch-only]
     """
-    lines = [f"Plan for incident {plan.incident}: {plan.reason}" if plan.incident else f"Plan: {plan.reason}"]
+    reason = f"[DRILL] {plan.reason}" if plan.is_drill else plan.reason
+    mode = "drill" if plan.is_drill and mode == "auto" else mode
+    lines = [f"Plan for incident {plan.incident}: {reason}" if plan.incident else f"Plan: {reason}"]
     for number, action in enumerate(plan.actions, 1):
         note = f" [{NOTES[mode]}]" if action.is_about_nodes else ""
         lines.append(f"  {number}. {action.describe()}{note}")

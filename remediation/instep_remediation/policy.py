@@ -30,7 +30,7 @@ class NodePolicy(BaseModel):
     drain: Literal["propose", "approve", "auto", "off"] = "propose"
     """`propose` shows a drain: nothing happens unless somebody with `operate` approves it, and the executor can change
     nodes. `approve` is the same, and the server does not start with an executor that changes nothing. `auto` drains
-    without asking, within the guards. `off` does not even propose."""
+    without asking, within the guards; in a drill it asks all the same. `off` does not even propose."""
     drain_timeout_seconds: float = Field(default=1800.0, gt=0.0, le=604_800.0)
     """A step that has not ended after this long fails its plan."""
     unavailable_max: int = Field(default=1, ge=0, le=10_000)

@@ -120,6 +120,43 @@ def test_a_policy_that_says_auto_needs_nobody(tmp_path):
     play(story)
 
 
+def test_a_drill_drains_nothing_by_itself_and_its_plan_says_so(tmp_path):
+    async def story():
+        nodes = ScriptedExecutor()
+        async with server(tmp_path, None, AUTO, nodes) as bench:
+            job = FakeJob()
+            await bench.send(*job.frames([], bench.clock, {"node-b": (job.xid(drill=True),)}))
+            await bench.tick(0.1)
+            await carry_out(bench)
+            assert (states(bench)[0], nodes.asked) == ("waiting", [])
+            text = (await bench.get("/api/v1/plans/1"))["text"]
+            assert "[DRILL]" in text
+            assert "drain node node-b" in text
+            assert "[waits for approval: a drill drains nothing by itself]" in text
+            decide(bench, "approve", 1, "ada", "The way through the cluster is tried out.")
+            await carry_out(bench)
+            assert nodes.asked == ["cordon node-b", "evict node-b"]
+
+    play(story)
+
+
+def test_a_real_fault_after_a_drill_on_the_same_gpu_is_an_incident_of_its_own_and_is_acted_on(tmp_path):
+    async def story():
+        nodes = ScriptedExecutor()
+        async with server(tmp_path, None, AUTO, nodes) as bench:
+            job = FakeJob()
+            await bench.send(*job.frames([], bench.clock, {"node-b": (job.xid(drill=True),)}))
+            await bench.tick(0.1)
+            await bench.send(*job.frames([], bench.clock, {"node-b": (job.xid(id="boot-node-b:epoch-1:2"),)}))
+            await bench.tick(0.1)
+            assert sorted(row["is_drill"] for row in await bench.incidents("open")) == [False, True]
+            await carry_out(bench)
+            assert (states(bench, 1)[0], states(bench, 2)[0]) == ("waiting", "done")
+            assert nodes.asked == ["cordon node-b", "evict node-b"]
+
+    play(story)
+
+
 def test_a_node_action_waits_for_the_restart_before_it(tmp_path):
     async def story():
         nodes = ScriptedExecutor()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from instep_collector.store.models import ActionRow, Cordon, PlanRow
+from instep_collector.store.models import ActionRow, Cordon, Incident, PlanRow
 
 PENDING = ("waiting", "approved", "executing")
 """Plans that are not over."""
@@ -136,8 +136,16 @@ def close(session: Session, incident: str, *, at: float) -> None:
 
 
 def nodes_proposed(session: Session) -> frozenset[str]:
-    """Return the nodes about which something is proposed, approved or being carried out, or that are cordoned by us."""
-    found = {str(action.arguments["node"]) for _, action in in_state(session, *UNDECIDED)}
+    """Return the nodes about which something is proposed, approved or being carried out, or that are cordoned by us.
+
+    What a drill only proposes is left out: it must not keep a real fault's drain back.
+    """
+    drills = set(session.scalars(select(Incident.id).where(Incident.is_drill)))
+    found = {
+        str(action.arguments["node"])
+        for plan, action in in_state(session, *UNDECIDED)
+        if action.state != "proposed" or plan.incident not in drills
+    }
     return frozenset(found | set(session.scalars(select(Cordon.node))))
 
 
