@@ -12,12 +12,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from instep.demo.acts import NODES, PCI, draw_acts
 from instep.demo.play import Play, Stage
 from instep.local.client import Client
 from instep.local.cluster import LocalCluster
 from instep_remediation.client import Client as Asking
-from PIL import Image
+from matplotlib.image import imread, imsave
 from playwright.sync_api import Page, sync_playwright
 
 from tests.cluster.api_server import ApiServer
@@ -26,8 +27,7 @@ SEED = 201
 LOOK_STEP = 294
 """Late enough for the heat map to be full again after the last restart, and the job still runs."""
 WIDTH, HEIGHT = 1080, 1020
-COLORS = 256
-"""As many as the eye needs here; a third of the bytes."""
+SHADES = 17
 SIZE_BYTES_MAX = 150_000
 REASON = "Xid 79: the GPU is replaced this morning."
 
@@ -77,11 +77,16 @@ def play(cluster: LocalCluster, folder: Path) -> int:
         Play(cluster, run="gpt", title="gpt", seed=SEED, data=None, acts=draw_acts(SEED), look=look).run()
         browser.close()
     for path in folder.glob("*.png"):
-        drawn = Image.open(path).convert("RGB")
-        drawn.quantize(COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
+        thin(path)
     sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.png"))}
     print(", ".join(f"{name} {size / 1000:.0f} kB" for name, size in sizes.items()))
     return 0 if len(sizes) == 3 and max(sizes.values()) <= SIZE_BYTES_MAX else 1
+
+
+def thin(path: Path) -> None:
+    """Write a picture again with fewer shades, which the eye does not miss: a third fewer bytes."""
+    shades = np.round(imread(path)[..., :3] * SHADES) / SHADES
+    imsave(path, shades, pil_kwargs={"optimize": True})
 
 
 def take(page: Page, client: Client, url: str, folder: Path) -> None:
