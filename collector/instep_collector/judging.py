@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from instep_agent.wire import RankReport
+from instep_agent.wire import RankDump, RankReport
 from instep_diagnosis import jobs
 from instep_diagnosis.detectors.crash import judge_crash
 from instep_diagnosis.detectors.hang import localise_hang
@@ -16,6 +16,9 @@ from instep_diagnosis.verdict import Verdict
 
 from instep_collector.boards import RankBoard
 from instep_collector.registry import RunState
+
+RECORDERS_READ_MAX = 4
+"""Pickled flight recorders of suspects that are read for one verdict, and as many of ranks that wait."""
 
 
 def state(run: RunState, board: RankBoard, now: float, facts: Sequence[NodeFact]) -> JobState:
@@ -51,9 +54,17 @@ def stall(job: JobState, settings: HangSettings) -> Stall | None:
     return detect_stall(job, settings)
 
 
-def localise(job: JobState, found: Stall, settings: HangSettings) -> Verdict:
-    """Return who is to blame for a stall."""
-    return localise_hang(job, found, settings)
+def localise(
+    job: JobState, found: Stall, settings: HangSettings, dumps: Mapping[int, RankDump]
+) -> tuple[JobState, Verdict]:
+    """Return who is to blame for a stall, and the state that tells so: pickled flight recorders are read only of the
+    suspects and of some that wait for them."""
+    verdict = localise_hang(job, found, settings)
+    suspects = [suspect.rank for suspect in verdict.suspects if suspect.rank is not None]
+    waiting = [rank for rank in verdict.waiting_ranks if rank not in suspects]
+    wanted = (*suspects[:RECORDERS_READ_MAX], *waiting[:RECORDERS_READ_MAX]) if suspects else ()
+    witnessed = jobs.with_pickled_recorders(job, dumps, wanted)
+    return witnessed, verdict if witnessed is job else localise_hang(witnessed, found, settings)
 
 
 def crash(job: JobState, settings: CrashSettings) -> Verdict | None:

@@ -7,6 +7,7 @@ again comes to the same findings from the replayed journal.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -147,7 +148,10 @@ class Watch:
             if stall is None or attempt != board.attempt:
                 return
         found = stall
-        verdict = await self._judge(job, lambda: judging.localise(job, found, self._settings.hang))
+        dumps = {rank: dump for rank, (dump, _) in board.dumps.items()}
+        judge = functools.partial(judging.localise, job, found, self._settings.hang, dumps)
+        is_slow = any(dump.flight_recorder_pickle for dump in dumps.values())
+        job, verdict = await asyncio.to_thread(judge) if is_slow else await self._judge(job, judge)
         bundle = EvidenceBundle(stall=found, job=job, hang=self._settings.hang)
         self._sink.localised(Finding(run, board, bundle, verdict))
 

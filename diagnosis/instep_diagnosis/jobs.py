@@ -9,8 +9,9 @@ from statistics import median
 from instep_agent.wire import RankDump, RankReport, StepReport
 from msgspec.structs import replace
 
+from instep_diagnosis.errors import EvidenceError
 from instep_diagnosis.evidence import JobState, NodeFact, RankState
-from instep_diagnosis.flight_recorder import last_entries
+from instep_diagnosis.flight_recorder import last_entries, last_entries_pickled
 
 STEPS_REMEMBERED_MAX = 64
 """Steps in a job's distribution of step times: long enough for a 95th percentile, short enough to follow a change."""
@@ -54,6 +55,16 @@ def job_state(
         step_seconds=tuple(step_seconds),
         facts=tuple(facts),
     )
+
+
+def with_pickled_recorders(job: JobState, dumps: Mapping[int, RankDump], ranks: Iterable[int]) -> JobState:
+    """The state with what the pickled flight recorders of some ranks say, apart since such a dump takes long to read.
+
+    A dump that cannot be read gives no entries and one sentence in the rank's `missing`.
+    """
+    wanted = {rank for rank in ranks if rank in dumps and dumps[rank].flight_recorder_pickle}
+    states = (_with_pickle(state, dumps[state.rank]) if state.rank in wanted else state for state in job.ranks)
+    return replace_field(job, ranks=tuple(states)) if wanted else job
 
 
 def step_seconds(steps_by_rank: Mapping[int, Iterable[StepReport]]) -> tuple[float, ...]:
@@ -126,6 +137,16 @@ def _with_dump(state: RankState | None, dump: RankDump, age_seconds: float) -> R
         missing=dump.missing,
         recorder=last_entries(dump.flight_recorder),
     )
+
+
+def _with_pickle(state: RankState, dump: RankDump) -> RankState:
+    if state.recorder or (dump.report.run, dump.report.attempt) != (state.report.run, state.report.attempt):
+        return state
+    try:
+        return replace_field(state, recorder=last_entries_pickled(dump.flight_recorder_pickle))
+    except EvidenceError as error:
+        said = f"The flight recorder of rank {state.rank} cannot be read: {error}."
+        return replace_field(state, missing=(*state.missing, said))
 
 
 def _filled(report: RankReport, older: RankState | None) -> RankReport:
