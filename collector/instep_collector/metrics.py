@@ -21,7 +21,7 @@ from instep_collector.intake import Intake
 from instep_collector.job_metrics import JOB_METRICS, look
 from instep_collector.journal import Journal
 from instep_collector.registry import Registry
-from instep_collector.store import counts
+from instep_collector.store import breaker, counts
 from instep_collector.store.engine import Store
 
 JOBS_MAX = 256
@@ -48,9 +48,11 @@ NODE_SILENT = gauge("instep_node_silent_seconds", "Since the agent of a silent n
 JOBS_LIVE = gauge("instep_jobs_live", "Live runs.")
 JOB_INCIDENTS = gauge("instep_job_incidents_open", "Open incidents by job; of a node alone the job is (none).")
 PLANS = gauge("instep_plans", "Plans by state; one that waits is a proposal that nobody has decided.")
+BREAKER_OPEN = gauge("instep_breaker_open", "1 while nothing is done to nodes without approval, until it is reset.")
 ORDERS_KEPT = gauge("instep_orders_kept", "Orders to coordinators in the store, by outcome.")
 
 PLAN_STATES = ("waiting", "approved", "executing", "done", "failed", "rejected", "cancelled", "closed")
+STEP_OUTCOMES = ("done", "failed")
 ORDER_OUTCOMES = ("pending", "done", "refused", "expired", "obsolete")
 ORDER_ACTIONS = ("dump", "restart")
 """What the server orders by itself; others appear once they were ordered."""
@@ -58,7 +60,7 @@ ORDER_ACTIONS = ("dump", "restart")
 LIVE = (
     *(each.metric for each in JOB_METRICS),
     *(FRAMES, DUPLICATES, REPORTS, EVENTS, EVENTS_WAITING, JOURNAL_BYTES, NODES, NODES_REPORTING, NODES_SILENT),
-    *(NODE_SILENT, JOBS_LIVE, JOB_INCIDENTS, PLANS, ORDERS_KEPT),
+    *(NODE_SILENT, JOBS_LIVE, JOB_INCIDENTS, PLANS, BREAKER_OPEN, ORDERS_KEPT),
 )
 """Every metric that is read where it lives when Prometheus asks."""
 
@@ -102,6 +104,14 @@ class Metrics:
             ["receiver"],
             registry=self.registry,
         )
+        self.plan_steps = Counter(
+            "instep_plan_steps_total",
+            "Steps of node actions that ended since the server started.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        for outcome in STEP_OUTCOMES:
+            self.plan_steps.labels(outcome)
         for kind in Kind:
             self.incidents_open.labels(kind.value).set(0)
 
@@ -185,12 +195,14 @@ class _Live(Collector):
         with self._store.begin() as session:
             incidents = counts.open_incidents(session, limit=JOBS_MAX * len(Kind))
             plans, orders = counts.plans(session), counts.orders(session)
+            is_open = breaker.is_open(session)
         by_job = (
             ((job or NO_JOB, kind, str(drill).lower()), number) for (job, kind, drill), number in incidents.items()
         )
         by_state = dict.fromkeys(PLAN_STATES, 0) | plans
         yield _family(JOB_INCIDENTS, by_job, "job", "kind", "drill")
         yield _family(PLANS, (((state,), number) for state, number in by_state.items()), "state")
+        yield _family(BREAKER_OPEN, [((), float(is_open))])
         known = {(action, outcome): 0 for action in ORDER_ACTIONS for outcome in ORDER_OUTCOMES}
         known |= {(action, outcome or "pending"): number for (action, outcome), number in orders.items()}
         yield _family(ORDERS_KEPT, known.items(), "action", "outcome")

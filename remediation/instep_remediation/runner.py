@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from instep_collector.clock import Clock
 from instep_collector.store import plans, steps
@@ -28,17 +29,29 @@ RETRY_SECONDS_MAX = 300.0
 ASKINGS_MAX = 16
 """Steps of different plans asked for at once."""
 
+ENDED = ("done", "failed")
+"""Steps that came to an end of their own."""
+
 Key = tuple[int, int, int]
 
 
 class PlanRunner:
     """Carries out what was approved; nothing at all with an executor that changes nothing."""
 
-    def __init__(self, clock: Clock, store: Store, nodes: NodeExecutor, policy: Policy) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        store: Store,
+        nodes: NodeExecutor,
+        policy: Policy,
+        count: Callable[[str], object] = lambda _outcome: None,
+    ) -> None:
+        """`count` is told how each step ended: `done` or `failed`."""
         self._clock = clock
         self._store = store
         self._nodes = nodes
         self._policy = policy
+        self._count = count
         self._news = asyncio.Event()
 
     def wake(self) -> None:
@@ -91,6 +104,8 @@ class PlanRunner:
             fail_action(session, plan, action, sentence, failures_max=self._policy.guards.failures_max, now=now)
         else:
             begin(session, plan, action, made, now=now)
+            if not remaining(session, action):  # Cancelled while its last step was under way, which ended well.
+                end_action(session, plan, action, now=now)
         session.flush()
 
     def _ask_people(self, session: Session, plan: PlanRow, action: ActionRow, reason: str) -> None:
@@ -107,7 +122,8 @@ class PlanRunner:
         with self._store.begin() as session:
             for _, action in plans.in_state(session, "executing"):
                 row = next((step for step in steps.of_action(session, action) if step.state in steps.OPEN), None)
-                if row is None or now < row.next_at or len(due) >= ASKINGS_MAX:
+                is_early = row is not None and 0.0 < row.next_at - now <= RETRY_SECONDS_MAX  # More: the clock was set.
+                if row is None or is_early or len(due) >= ASKINGS_MAX:
                     continue
                 row.state, row.tries = "executing", row.tries + 1
                 row.started_at = now if row.started_at is None else row.started_at
@@ -122,14 +138,16 @@ class PlanRunner:
             log.exception("The executor %s failed at %s.", self._nodes.name, step.describe())
             progress = Progress(Outcome.FAILED, f"The executor failed unexpectedly ({type(error).__name__}: {error}).")
         with self._store.begin() as session:
-            self._write_down(session, key, progress)
+            state = self._write_down(session, key, progress)
+        if state in ENDED:
+            self._count(state)
 
-    def _write_down(self, session: Session, key: Key, progress: Progress) -> None:
-        """Write the answer down, and what follows from it."""
+    def _write_down(self, session: Session, key: Key, progress: Progress) -> str:
+        """Write the answer down, and what follows from it; returns the step's state, empty when it is gone."""
         now, row = self._clock.realtime(), steps.get(session, *key)
         plan, action = plans.get(session, key[0]), session.get(ActionRow, key[:2])
         if row is None or plan is None or action is None:
-            return  # Its incident was forgotten meanwhile.
+            return ""  # Its incident was forgotten meanwhile.
         row.detail = progress.detail
         match progress.outcome:
             case Outcome.DONE:
@@ -142,6 +160,7 @@ class PlanRunner:
                 self._give_up_when_late(session, plan, action, row, now)
             case Outcome.FAILED:
                 self._fail(session, plan, action, row, f"Step {step_name(row)} failed: {progress.detail}", now)
+        return row.state
 
     def _give_up_when_late(
         self, session: Session, plan: PlanRow, action: ActionRow, row: StepRow, now: float

@@ -7,6 +7,7 @@ from instep_collector.errors import StartError
 from instep_collector.store import audit, breaker, cordons, plans, steps
 from instep_remediation.errors import NotKnown, NotPossible, Outdated
 from instep_remediation.policy import GuardPolicy, NodePolicy, Policy
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.remediation.bench import play, server
 from tests.remediation.fake_job import FakeJob
@@ -235,6 +236,40 @@ def test_a_plan_that_is_cancelled_begins_no_further_step(tmp_path):
     play(story)
 
 
+def test_a_plan_cancelled_during_its_last_step_and_taken_up_again_comes_to_its_end(tmp_path):
+    async def story():
+        nodes = ScriptedExecutor()
+        async with broken_node(tmp_path, nodes) as bench:
+
+            def cancel(step):
+                if step.name == "evict":
+                    decide(bench, "cancel", 1, "bob", "A person looks first.")
+
+            nodes.on_ask = cancel
+            decide(bench, "approve", 1, "ada", "yes")
+            await carry_out(bench)
+            assert states(bench) == ("cancelled", ["done", "cancelled", "done"], ["cordon done", "evict done"])
+            decide(bench, "execute", 1, "ada", "All is well.")
+            await carry_out(bench)
+            assert states(bench) == ("done", ["done", "done", "done"], ["cordon done", "evict done"])
+            assert nodes.asked == ["cordon node-b", "evict node-b"]
+
+    play(story)
+
+
+def test_a_clock_that_is_set_back_holds_no_step_up(tmp_path):
+    async def story():
+        nodes = ScriptedExecutor(evict=[WAITING])
+        async with broken_node(tmp_path, nodes) as bench:
+            decide(bench, "approve", 1, "ada", "yes")
+            await carry_out(bench)
+            bench.clock.move(-86_400.0)
+            await carry_out(bench)
+            assert states(bench)[0] == "done"
+
+    play(story)
+
+
 def test_a_decision_on_an_older_version_or_on_nothing_is_refused(tmp_path):
     async def story():
         async with broken_node(tmp_path, ScriptedExecutor()) as bench:
@@ -315,6 +350,30 @@ def test_the_breaker_stops_what_nobody_approved_until_a_person_resets_it(tmp_pat
             assert states(bench, 3)[0] == "done"
 
     play(story)
+
+
+def test_prometheus_is_told_how_steps_ended_and_whether_the_breaker_is_open(tmp_path):
+    async def story():
+        nodes = ScriptedExecutor(evict=[FAILED])
+        async with server(tmp_path, None, Policy(guards=GuardPolicy(failures_max=1)), nodes) as bench:
+            assert await shown(bench) == {"breaker": 0.0, "done": 0.0, "failed": 0.0}
+            await known(bench, "node-b")
+            decide(bench, "change_node", "node-b", "drain", "ada", "noise")
+            await carry_out(bench)
+            assert await shown(bench) == {"breaker": 1.0, "done": 1.0, "failed": 1.0}
+            decide(bench, "reset_breaker", "root", "It was looked at.")
+            assert (await shown(bench))["breaker"] == 0.0
+
+    play(story)
+
+
+async def shown(bench):
+    """What /metrics says of node plans."""
+    families = text_string_to_metric_families((await bench.client.get("/metrics")).text)
+    samples = [sample for family in families for sample in family.samples]
+    found = {s.labels["outcome"]: s.value for s in samples if s.name == "instep_plan_steps_total"}
+    (is_open,) = (s.value for s in samples if s.name == "instep_breaker_open")
+    return found | {"breaker": is_open}
 
 
 def test_an_automatic_drain_held_back_for_long_waits_for_a_person(tmp_path):

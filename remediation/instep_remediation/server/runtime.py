@@ -79,7 +79,9 @@ class Runtime:
         self.intake.is_asked = self.node_orders.is_asked
         self.webhooks, self.alertmanagers = self._ways_to_people(config)
         executor = Executor(clock, self.hub, self.nodes, policy)
-        self.runner = PlanRunner(clock, self.store, self.nodes, policy)
+        self.runner = PlanRunner(
+            clock, self.store, self.nodes, policy, lambda outcome: self.metrics.plan_steps.labels(outcome).inc()
+        )
         self.decisions = Decisions(clock, self.nodes, policy, self.webhooks.announce)
         self.aftermath = Aftermath(clock, self.store, self.webhooks.announce)
         self.desk = Desk(
