@@ -23,7 +23,7 @@ class GpuCount:
     deadline_seconds = 2.0
     child = ""
     rights = "reads the node's /sys, and /proc/driver/nvidia: everybody may, in a container both mounted read-only"
-    metrics = (gauge("instep_gpu_count", "GPUs as `seen_by` driver, pci, or as the configuration expects them."),)
+    metrics = (gauge("instep_gpus", "GPUs as `seen_by` driver, pci, or as the configuration expects them."),)
 
     def __init__(self, expected_gpus: int = 0) -> None:
         """`expected_gpus` is 0 where nothing is expected."""
@@ -37,4 +37,4 @@ class GpuCount:
         if not any(counts.values()):
             raise Absent("This node has no NVIDIA GPU, and none is expected.")
         for seen_by, count in counts.items():
-            yield Sample(name="instep_gpu_count", labels=(("seen_by", seen_by),), value=float(count))
+            yield Sample(name="instep_gpus", labels=(("seen_by", seen_by),), value=float(count))

@@ -175,16 +175,16 @@ def test_gpus_are_counted_by_who_sees_them(tmp_path):
     gpu(tmp_path, "0000:c1:00.0", "0x068000", has_driver=False)
     gpu(tmp_path, "0000:01:00.0", "0x030000", "0x1a03", has_driver=False)
     assert samples_of(GpuCount(), node_at(tmp_path)) == {
-        ("instep_gpu_count", "driver"): 1.0,
-        ("instep_gpu_count", "pci"): 2.0,
+        ("instep_gpus", "driver"): 1.0,
+        ("instep_gpus", "pci"): 2.0,
     }
-    assert samples_of(GpuCount(8), node_at(tmp_path))["instep_gpu_count", "expected"] == 8.0
+    assert samples_of(GpuCount(8), node_at(tmp_path))["instep_gpus", "expected"] == 8.0
 
 
 def test_gpus_that_are_expected_and_nowhere_to_be_seen_are_not_absent(tmp_path):
     with pytest.raises(Absent):
         samples_of(GpuCount(), node_at(tmp_path))
-    assert samples_of(GpuCount(8), node_at(tmp_path))["instep_gpu_count", "pci"] == 0.0
+    assert samples_of(GpuCount(8), node_at(tmp_path))["instep_gpus", "pci"] == 0.0
 
 
 class Table:
