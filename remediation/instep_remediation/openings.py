@@ -228,4 +228,5 @@ def join_fault(session: Session, row: Incident, verdict: Verdict, *, now: float)
     merge(session, row, older, at=now)
     older.family, older.job, older.run, older.attempt = STOP, row.job, row.run, row.attempt
     older.onset_step = row.onset_step
+    older.restarted_at = older.step_kept_at = older.step_kept = None  # of a stop before this one
     return older
