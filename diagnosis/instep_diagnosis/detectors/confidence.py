@@ -6,7 +6,8 @@ is seen doing (*host state*). Taken as independent, both must mislead for the ve
     confidence = (1 − (1 − localisation) × (1 − host state)) × share of the ranks that are known,
 
 divided by the number of ranks among which the evidence cannot choose, and never above 0.99. The weights are
-judgements, to be replaced by measured rates; `instep bench diagnosis` prints how well they are calibrated.
+judgements of strength; `detectors.calibration` turns a verdict's strength into the share of such verdicts that were
+right, and `instep bench diagnosis` prints how well that holds.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ LOCALISED_IN_CIRCLE = 0.8
 """The rank is on the smaller side of a circle of waits."""
 OUTVOTED = 0.95
 """The rank called something else than the majority of its group."""
+BY_HABIT = 0.85
+"""No majority tells, and the rank alone calls what it has not called before."""
 GPU_FAULT_ON_GPU = 0.97
 """A fatal fault of the rank's own GPU, at the time."""
 GPU_FAULT_ON_NODE = 0.75

@@ -6,7 +6,7 @@ a collective of the pair, its peer is the only one missing in whatever comes nex
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from itertools import islice
 
 import numpy as np
@@ -45,8 +45,17 @@ def departs_from_habit(entries: Sequence[CollectiveEntry]) -> bool:
     >>> departs_from_habit([call(seq, op) for seq, op in enumerate([*["send", "recv"] * 4, "recv"])])
     True
     """
-    known: dict[tuple[str, str, int], int] = {}
-    numbers = [known.setdefault((e.group_key, e.op, e.payload_bytes), len(known)) for e in entries]
+    return departs([(entry.group_key, entry.op, entry.payload_bytes) for entry in entries])
+
+
+def departs(called: Sequence[Hashable]) -> bool:
+    """The same of calls in any form that can be compared.
+
+    >>> departs(["all_gather", "all_reduce"] * 3), departs([*["all_gather", "all_reduce"] * 3, "all_reduce"])
+    (False, True)
+    """
+    known: dict[Hashable, int] = {}
+    numbers = [known.setdefault(call, len(known)) for call in called]
     calls = np.asarray(numbers[-HISTORY_CALLS_MAX:], dtype=np.int64)
     count = len(calls)
     longest, departs = count // 2, False

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from instep_diagnosis.detectors.calibration import calibrated
 from instep_diagnosis.detectors.confidence import (
     LOCALISED,
     LOCALISED_IN_CIRCLE,
@@ -58,7 +59,25 @@ def localise_hang(job: JobState, stall: Stall, settings: HangSettings | None = N
     graph = wait_graph(job, report_age_seconds_max=settings.report_age_seconds_max)
     states = {state.rank: state for state in job.ranks if state.rank in graph.known}
     case = _Case(job, stall, graph, states)
-    return join_facts(_with_recorder(case, _judge(case)), job, fact_window_seconds=settings.fact_window_seconds)
+    judged = with_measured_confidence(_with_recorder(case, _judge(case)))
+    return join_facts(judged, job, fact_window_seconds=settings.fact_window_seconds)
+
+
+def with_measured_confidence(verdict: Verdict) -> Verdict:
+    """The verdict with the measured share of right ones for evidence of its strength; a tie shares it."""
+    suspects = verdict.suspects
+    tied = len(suspects) if suspects and max(suspect.confidence for suspect in suspects) < TIED_BELOW else 1
+    return replace(
+        verdict,
+        suspects=tuple(
+            replace(suspect, confidence=round(calibrated("hang-live", suspect.confidence * tied) / tied, 3))
+            for suspect in suspects
+        ),
+    )
+
+
+TIED_BELOW = 0.5
+"""Of several suspects below this no more than one can be the one."""
 
 
 def _judge(case: _Case) -> Verdict:

@@ -130,7 +130,7 @@ def _attempt(
     has_timing = kind is Fault.DEVICE_UNSTARTED or (not is_gloo and random.random() < 0.5)
     ahead = 0 if is_gloo else random.randrange(1, 6)
     writer = _Writer(
-        random.randrange(1, 100_000), random.randrange(24, 64), ahead, has_timing=has_timing, is_gloo=is_gloo
+        random.randrange(1, 100_000), random.randrange(24, 512), ahead, has_timing=has_timing, is_gloo=is_gloo
     )
     # Where no dump lists the members of its groups, nothing could tell that the job had one more rank.
     is_raw = is_gloo and random.random() < 0.5 and not (kind is Fault.DEAD and guilty == size - 1)

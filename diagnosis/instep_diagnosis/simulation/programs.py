@@ -12,7 +12,8 @@ from instep_diagnosis.wait_graph.history import Signature
 from instep_diagnosis.wait_graph.recorder import GroupName
 
 LAYOUTS = ("ddp", "fsdp", "tp", "tp-dp", "pp", "pp-dp-tp", "ep")
-STEPS = 2
+STEPS = 4
+"""Recorders keep more; so many show what a rank always does."""
 
 
 @dataclass(frozen=True, slots=True)

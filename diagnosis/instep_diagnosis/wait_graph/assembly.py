@@ -38,6 +38,7 @@ def assemble(
             has_device=not dump.is_gloo,
             may_transfer=_may_transfer(dump),
             has_hidden_transfers=_has_hidden_transfers(dump),
+            has_idle_groups=_has_idle_groups(dump),
         )
         for rank, dump in sorted(dumps.items())
     }
@@ -168,6 +169,15 @@ def _may_transfer(dump: RecorderDump) -> bool:
 def _has_hidden_transfers(dump: RecorderDump) -> bool:
     """Whether a gloo rank called transfers at any time: its entries' numbers then leave some out."""
     return dump.is_gloo and (_may_transfer(dump) or any(entry.op_id > entry.seq for entry in dump.entries))
+
+
+def _has_idle_groups(dump: RecorderDump) -> bool:
+    used = {(entry.name, entry.description) for entry in dump.entries}
+    return dump.is_gloo and any(
+        (group.name, group.description) not in used and group.description != "default_pg"
+        for group in dump.groups
+        if len(group.members) > 1
+    )
 
 
 def _add_transfers(

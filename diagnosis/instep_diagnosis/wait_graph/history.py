@@ -75,6 +75,8 @@ class RankHistory:
     """It called transfers, which its recorder does not show, after the last operation on record."""
     has_hidden_transfers: bool = False
     """Its job calls transfers that are not on record: a rank with nothing outstanding may sit in one."""
+    has_idle_groups: bool = False
+    """It has a group in which nothing is on record: there may be transfers in it, which gloo does not show."""
     process: str = ""
     """What its process is seen doing (`stopped`, `dead`, `in data loader`), where the evidence says so."""
 

@@ -6,9 +6,12 @@ explain the rest; a circle of waits; an operation that all entered. *Unknown* is
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import combinations
 
-from instep_diagnosis.detectors.confidence import LOCALISED, LOCALISED_WEAKLY, OUTVOTED, confidence
+from instep_diagnosis.detectors.calibration import calibrated
+from instep_diagnosis.detectors.confidence import BY_HABIT, LOCALISED, LOCALISED_WEAKLY, OUTVOTED, confidence
+from instep_diagnosis.detectors.habits import RANKS_COMPARED_MAX, departs
 from instep_diagnosis.detectors.words import have, ranks_words
 from instep_diagnosis.verdict import Cause, StuckAt
 from instep_diagnosis.wait_graph.circles import circle, disordered, gone_past
@@ -39,11 +42,22 @@ _HOST, _DEVICE, _SILENT = 0.5, 0.8, 0.6
 
 
 def localise(history: History) -> Finding:
-    """Who keeps a job waiting.
+    """Who keeps a job waiting, with measured confidence (`detectors.calibration`).
 
     Ranks that wait are never blamed, unless all wait in a circle. A rank without evidence is blamed only where no rank
     with evidence explains the waits.
     """
+    found = localise_uncalibrated(history)
+    if not found.culprits:
+        return found
+    tied = len(found.culprits) if found.is_tied else 1
+    # Measured on dumps: a source that is trusted less stays so.
+    sure = calibrated("hang", found.confidence * tied / history.trust) * history.trust
+    return replace(found, confidence=round(sure / tied, 3))
+
+
+def localise_uncalibrated(history: History) -> Finding:
+    """The same with the strength of the evidence for confidence: what a calibration is fitted on."""
     graph = wait_graph(history)
     found = (
         _frozen(history, graph)
@@ -55,7 +69,51 @@ def localise(history: History) -> Finding:
         or disordered(history, graph)
         or _symmetric(history, graph)
     )
-    return found or _nothing(history, graph)
+    return _told_by_habit(history, found or _nothing(history, graph))
+
+
+def _told_by_habit(history: History, found: Finding) -> Finding:
+    """Where no majority tells whose calls are wrong: the side that has always called otherwise."""
+    if not found.culprits and found.is_hang:
+        return _alone_in_habit(history, found)
+    if not found.is_tied or found.cause not in (Cause.SKIPPED_COLLECTIVE, Cause.MISMATCHED_COLLECTIVE):
+        return found
+    known = [history.ranks[rank] for rank in found.culprits if rank in history.ranks]
+    if len(known) < len(found.culprits) or not all(one.is_ordered for one in known):
+        return found
+    odd = tuple(one.rank for one in known if departs([(c.group, c.op, c.signature) for c in one.calls]))
+    if not odd or len(odd) == len(known):
+        return found
+    words = found.verdict.partition(" No majority")[0].partition(", and no majority")[0].rstrip(".")
+    others = ranks_words([rank for rank in found.culprits if rank not in odd])
+    return replace(
+        found,
+        culprits=odd,
+        verdict=f"{words}. {ranks_words(odd, is_start=True)} never called so before, and {others} did nothing new.",
+        confidence=round(confidence(BY_HABIT, 0.0, known_share=known_share(history)), 3),
+        is_tied=False,
+        waiting=tuple(sorted({*found.waiting, *found.culprits} - set(odd))),
+    )
+
+
+def _alone_in_habit(history: History, found: Finding) -> Finding:
+    """Where the waits accuse nobody: the one rank that calls what it never called before, if it is one alone."""
+    known = [one for one in history.ranks.values() if one.is_ordered and one.calls]
+    if not 2 < len(known) <= RANKS_COMPARED_MAX:
+        return found
+    odd = tuple(one.rank for one in known if departs([(c.group, c.op, c.signature) for c in one.calls]))
+    if len(odd) != 1:
+        return found
+    never = "never called so before, and the others did nothing new"
+    return replace(
+        found,
+        culprits=odd,
+        kind=StuckAt.HOST,
+        cause=Cause.SKIPPED_COLLECTIVE,
+        verdict=f"Calls differ, a fault of the script: {ranks_words(odd)} {never}.",
+        confidence=confidence(BY_HABIT, 0.0, known_share=known_share(history)),
+        waiting=tuple(rank for rank in found.waiting if rank not in odd),
+    )
 
 
 def _frozen(history: History, graph: WaitGraph) -> Finding | None:
@@ -148,13 +206,14 @@ def _stuck(history: History, graph: WaitGraph) -> Finding | None:
     host = sorted(rank for rank in sinks if not _is_held(graph, rank))
     seen_to_call = [rank for rank in host if not history.ranks[rank].may_transfer]
     host = seen_to_call or host
-    culprits = tuple(sorted({*lagging, *host}))
+    silent = _hiding_silent(history, graph, host) if not lagging else []
+    culprits = tuple(sorted({*lagging, *host, *silent}))
     if not culprits:
         return None
     kind = StuckAt.DEVICE if lagging else StuckAt.HOST
     ops = ops_on(graph, culprits)
     first = ops[0] if ops else None
-    is_hidden = any(history.ranks[rank].has_hidden_transfers for rank in culprits)
+    is_hidden = bool(silent) or _may_hide(history, host)
     is_tied = is_hidden and len(culprits) > 1
     localised = LOCALISED_WEAKLY if is_hidden else LOCALISED
     sure = _DEVICE if lagging else 0.0 if is_hidden else _HOST
@@ -167,12 +226,28 @@ def _stuck(history: History, graph: WaitGraph) -> Finding | None:
         is_tied=is_tied,
         evidence=(
             *([_HIDDEN] if is_hidden else []),
-            *in_short([_culprit_line(history, graph, rank) for rank in culprits], "ranks"),
+            *in_short([_culprit_line(history, graph, rank) for rank in culprits if rank in history.ranks], "ranks"),
             *wait_lines(graph, ops),
             *about(history),
         ),
     )
     return placed(finding, first, graph)
+
+
+def _may_hide(history: History, host: Sequence[int]) -> bool:
+    """Whether one of these may sit in a transfer that is not on record. Its job's transfers are counted once one has
+    been sent: before that, of several ranks of gloo with nothing outstanding one may wait for the other."""
+    is_counted = any(history.ranks[rank].has_hidden_transfers for rank in host)
+    return is_counted or (len(host) > 1 and not any(history.ranks[rank].has_device for rank in host))
+
+
+def _hiding_silent(history: History, graph: WaitGraph, host: Sequence[int]) -> list[int]:
+    """Ranks without evidence for which ranks with nothing outstanding may wait in a transfer that is not on record."""
+    known = [history.ranks[rank] for rank in host]
+    if not any(one.has_hidden_transfers or one.has_idle_groups for one in known):
+        return []
+    entered = {rank for ranks in graph.entered.values() for rank in ranks}
+    return sorted(rank for rank in history.silent if rank not in entered)
 
 
 def _lagging(history: History, graph: WaitGraph) -> list[int]:
@@ -181,7 +256,8 @@ def _lagging(history: History, graph: WaitGraph) -> list[int]:
     for op in graph.ops.values():
         if op.is_completed_elsewhere and not op.is_rooted:
             found.update(rank for rank in op.waiting if history.ranks[rank].has_device)
-        elif op.is_together and op.started:
+        elif op.started and not (op.behind or op.is_completed_elsewhere):
+            # Also beside ranks without a dump: that one has not begun what its peers have is seen, their death is not.
             found.update(rank for rank in op.waiting if _is_unstarted(graph, rank, op))
     return sorted(found)
 

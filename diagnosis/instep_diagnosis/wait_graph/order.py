@@ -61,7 +61,8 @@ def find_past(history: History, graph: WaitGraph, op: OpenOp) -> Past | None:
 
 
 def _crossed(history: History, graph: WaitGraph, op: OpenOp) -> Past | None:
-    """Ranks that each wait for the other in operations of both: one of the two has left out what the other is in."""
+    """Ranks that each wait for the other in operations of both: one side has left out what the other is in. The smaller
+    side has; of two as large, the one that groups of the same kind contradict."""
     waiting = set(op.waiting)
     for rank in op.behind:
         for key in graph.waits.get(rank, ()):
@@ -69,9 +70,12 @@ def _crossed(history: History, graph: WaitGraph, op: OpenOp) -> Past | None:
             before = sorted(waiting.intersection(other.behind))
             if not before or other.group.is_transfer:
                 continue
-            is_right = peers_say(history, graph, op, key)
-            culprits = (*before, rank) if is_right is None else (rank,) if is_right else tuple(before)
-            return Past(op, key, tuple(before), (rank,), tuple(sorted(culprits)), is_right is None, is_by_peers=True)
+            after = sorted(set(other.waiting) & set(op.behind))
+            is_even = len(before) == len(after)
+            is_right = peers_say(history, graph, op, key) if is_even else len(before) > len(after)
+            culprits = (*before, *after) if is_right is None else tuple(after) if is_right else tuple(before)
+            found = tuple(sorted(culprits))
+            return Past(op, key, tuple(before), tuple(after), found, is_right is None, is_by_peers=is_even)
     return None
 
 
