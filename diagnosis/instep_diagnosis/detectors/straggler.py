@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from instep_diagnosis.detectors.calibration import calibrated
 from instep_diagnosis.detectors.node_or_job import RankNodeFacts, attribute
 from instep_diagnosis.detectors.slowdown import Slowdown, find_faint_slowdowns, find_slowdowns
 from instep_diagnosis.detectors.work import Array, StepArrays, peers_median, step_arrays
@@ -41,8 +42,12 @@ def detect_stragglers(job: JobSteps, settings: StragglerSettings | None = None) 
     """
     settings = settings or StragglerSettings()
     arrays = step_arrays(job, window_steps=settings.window_steps)
-    if arrays is None:
-        return []
+    return [] if arrays is None else detect_in_arrays(job, arrays, settings)
+
+
+def detect_in_arrays(job: JobSteps, arrays: StepArrays, settings: StragglerSettings | None = None) -> list[Verdict]:
+    """The same where the steps are arrays already; `job` tells names and nodes."""
+    settings = settings or StragglerSettings()
     found = _by_channel(arrays, settings)
     # When half of the ranks or more stand out, "slow" and "peers" have lost their meaning.
     if 2 * len(found) > len(arrays.ranks) or (len(arrays.ranks) > 2 and 2 * len(found) == len(arrays.ranks)):
@@ -65,12 +70,21 @@ def _by_channel(arrays: StepArrays, settings: StragglerSettings) -> list[_Found]
             continue
         work_TR = own_TR + extra_TR
         for slow in find_slowdowns(work_TR, ratio_min, settings):
+            if cause is not None and not _lasts(extra_TR, slow, settings):
+                continue
             if slow.column not in found and _waits_least(arrays, slow):
                 found[slow.column] = _Found(slow, cause or _compute_or_stall(arrays, slow), work_TR)
     if not found:
         faint = find_faint_slowdowns(own_TR, settings)
         found = {s.column: _Found(s, _compute_or_stall(arrays, s), own_TR) for s in faint if _waits_least(arrays, s)}
     return sorted(found.values(), key=lambda item: -item.slow.ratio)
+
+
+def _lasts(extra_TR: Array, slow: Slowdown, settings: StragglerSettings) -> bool:
+    """Whether a rank waited in enough steps of the stretch: a few long waits are a neighbour's burst and no lasting
+    one."""
+    extra_T = np.nan_to_num(extra_TR[list(slow.rows), slow.column])
+    return int(np.sum(extra_T > 0.25 * extra_T.max(initial=0.0))) >= settings.run_steps_min
 
 
 def _waits_least(arrays: StepArrays, slow: Slowdown) -> bool:
@@ -145,8 +159,8 @@ def _attributed(verdict: Verdict, node: str, rank: int) -> Verdict:
 
 
 def _confidence(slow: Slowdown) -> float:
-    """From the distance to the null in standard errors: 0.9 at five, nearing 0.99."""
-    return round(min(0.99, 1.0 - 0.1 * float(np.exp(-0.5 * (slow.z - 5.0)))), 3)
+    """The measured share of right answers at this distance to the null, in standard errors."""
+    return calibrated("straggler", slow.z)
 
 
 def _own_evidence(arrays: StepArrays, found: _Found, rank: int, node: str) -> Evidence:

@@ -1,0 +1,1 @@
+"""`instep bench diagnosis`: the detectors on simulated jobs and on small real ones, beside plain baselines."""
