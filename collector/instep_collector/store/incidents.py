@@ -44,12 +44,15 @@ def recent(session: Session, *, limit: int = 200, states: Sequence[str] = ()) ->
 
 
 def told(session: Session, *, ended_after: float, limit: int) -> Sequence[Incident]:
-    """Return incidents that people were told of: the open ones, and those that ended after a moment; newest first."""
+    """Return incidents that people were told of: the open ones, and those that ended after a moment.
+
+    What is open comes first, then the newest: however much ended lately, what still stands is among the first.
+    """
     is_over = and_(Incident.state.in_(ENDED), Incident.resolved_at >= ended_after)
     return session.scalars(
         select(Incident)
         .where(Incident.verdict_at.is_not(None), or_(Incident.state == "open", is_over))
-        .order_by(Incident.opened_at.desc())
+        .order_by((Incident.state == "open").desc(), Incident.opened_at.desc())
         .limit(limit)
     ).all()
 

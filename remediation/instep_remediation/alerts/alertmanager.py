@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import random
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from instep_collector.store.engine import Store
 from instep_collector.store.models import Incident
 
 from instep_remediation.alerts.alert import ENDED, alert
+from instep_remediation.alerts.direct import UNREACHABLE, send
 from instep_remediation.errors import DeliveryError, DeliveryRefused
 
 POLL_SECONDS = 1.0
@@ -34,6 +36,9 @@ ALERTS_PER_POST_MAX = 100
 INCIDENTS_MAX = 1000
 ENDED_SECONDS_MAX = 3600.0
 """The end of an alert is told to an address that was away for up to this long; by then it has ended there by itself."""
+
+TOKEN = re.compile(rb"[!-~]+")
+"""What a bearer token is made of."""
 
 Post = Callable[[str, str, list[dict[str, Any]]], None]
 """Delivers (address, bearer token, alerts); raises DeliveryError, or DeliveryRefused where trying again cannot help."""
@@ -50,14 +55,13 @@ def post(address: str, token: str, alerts: list[dict[str, Any]]) -> None:
         f"{address.rstrip('/')}/api/v2/alerts", json.dumps(alerts).encode(), headers, method="POST"
     )
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
-            response.read(65_536)
+        send(request, timeout_seconds=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         with error:
             said = error.read(2_000).decode("utf-8", "replace").strip()
         kind = DeliveryRefused if error.code in (400, 422) else DeliveryError
         raise kind(f"Alertmanager at {address} answered {error.code} ({said[:300]}).") from error
-    except (OSError, ValueError) as error:
+    except UNREACHABLE as error:
         raise DeliveryError(f"Alertmanager at {address} cannot be reached ({error}).") from error
 
 
@@ -172,9 +176,12 @@ class Alertmanagers:
         if self._token_file is None:
             return ""
         try:
-            return self._token_file.read_text(encoding="utf-8").strip()
+            token = self._token_file.read_bytes().strip()
         except OSError as error:
             raise DeliveryError(f"Cannot read {self._token_file} ({error.strerror}).") from error
+        if not TOKEN.fullmatch(token):  # As a header it would be refused by a sentence that repeats it.
+            raise DeliveryError(f"{self._token_file} holds no token: one line without blanks is needed.")
+        return token.decode("ascii")
 
     def _receipt(self, receiver: _Receiver, ended: list[Incident]) -> None:
         """Keep that an address knows of an alert's end."""

@@ -17,6 +17,7 @@ from instep_collector.store.engine import Store
 from instep_collector.store.models import Incident, Webhook
 from sqlalchemy.orm import Session
 
+from instep_remediation.alerts.direct import UNREACHABLE, send
 from instep_remediation.alerts.message import message
 from instep_remediation.errors import DeliveryError
 
@@ -40,12 +41,11 @@ def post(url: str, key: str, body: dict[str, Any]) -> None:
         method="POST",
     )
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
-            response.read(65_536)
+        send(request, timeout_seconds=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         with error:
             raise DeliveryError(f"The receiver answered {error.code}.") from error
-    except (OSError, ValueError) as error:
+    except UNREACHABLE as error:
         raise DeliveryError(f"The receiver cannot be reached ({error}).") from error
 
 
