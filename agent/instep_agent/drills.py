@@ -137,7 +137,7 @@ class Drills:
         for name in before.keys() - self._files.keys():
             facts.append(self._ended(name, before[name][1], node))
         for name, (_, drill) in self._files.items():
-            if before.get(name) != self._files[name]:
+            if name not in before:
                 self._changed[name] = 0
                 facts += _began(name, drill, node)
         return facts

@@ -80,7 +80,7 @@ def _put(injection: Injection, parsed: argparse.Namespace, undone: contextlib.Ex
         file = DrillFile(parsed.drills, drill_name(parsed.fault))
         file.put(drill)
         if not injection.is_moment:
-            undone.callback(file.undo)
+            undone.callback(file.undo, drill)
     if injection.scenario and parsed.scenario:
         stand_in = StandIn(parsed.scenario)
         if not injection.is_moment:

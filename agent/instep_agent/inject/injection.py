@@ -66,8 +66,6 @@ class Injection:
     marks: tuple[Mark, ...] = ()
     said: tuple[Said, ...] = ()
     stopped_child: str = ""
-    flap_seconds: float = 0.0
-    """The tree is changed and changed back in turn, this long each."""
 
     @property
     def is_moment(self) -> bool:

@@ -14,6 +14,8 @@ from instep_agent.drills import Drill
 from instep_agent.errors import DrillImpossible
 from instep_agent.inject.injection import ScenarioChange, TreeChange
 
+AFTER_SECONDS = 15.0
+"""So long after a drill its announced facts are marked: a link that is there again is told at the next look."""
 _XID_EVENT = 8
 """NVML's number of the type of event that an Xid is."""
 
@@ -85,7 +87,10 @@ def _scenario_line(change: ScenarioChange, lines: Sequence[str]) -> str:
 
 
 class Tree:
-    """Files of a simulated node; `undo` puts back what they held."""
+    """Files of a simulated node, written in place as the kernel's are; `undo` puts back what they held.
+
+    What was counted up stays: a counter of the real thing does not fall either.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -101,13 +106,14 @@ class Tree:
                 raise DrillImpossible(
                     f"Cannot read {path} ({(error.strerror or '').lower()}): the simulated node has no such thing."
                 ) from error
-            self._before.setdefault(path, now)
-            _replace(path, f"{int(now) + change.add}\n" if change.add else change.text + "\n")
+            if not change.add:
+                self._before.setdefault(path, now)
+            path.write_text(f"{int(now) + change.add}\n" if change.add else change.text + "\n", encoding="utf-8")
 
     def undo(self) -> None:
         """Put everything back."""
         for path, text in self._before.items():
-            _replace(path, text)
+            path.write_text(text, encoding="utf-8")
         self._before.clear()
 
 
@@ -133,8 +139,12 @@ class DrillFile:
                 "give --drills, the same for agent and inject."
             ) from error
 
-    def undo(self) -> None:
-        """Take it away."""
+    def undo(self, drill: Drill) -> None:
+        """Take it away; one that announced facts goes on marking them, since some come of its end."""
+        if drill.marks:
+            until_ns = time.monotonic_ns() + int(AFTER_SECONDS * 1e9)
+            self.put(msgspec.structs.replace(drill, changes=(), said=(), stopped_child="", until_monotonic_ns=until_ns))
+            return
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
 

@@ -62,10 +62,10 @@ class RdmaCounters:
     """All counters of every RDMA port, from `counters/` and `hw_counters/` of its folder in `/sys/class/infiniband`.
 
     Values are as the device has them, but for data, which it counts in words of 4 bytes. A counter of 4, 8, 16 or 32
-    bits stops at its highest number: there `instep_rdma_counter_blind` is 1, a fact says so once, and nobody can tell
+    bits stops at its highest number: there `instep_rdma_count_blind` is 1, a fact says so once, and nobody can tell
     from it that a link is healthy. A counter that falls was cleared, and an adapter that is another one than before
     began anew (its driver was reloaded, the node booted): `rdma_counters_reset` says which, and
-    `instep_rdma_counter_resets_total` counts it. A counter that gives no number ("N/A", invalid, no rights) is asked
+    `instep_rdma_count_resets_total` counts it. A counter that gives no number ("N/A", invalid, no rights) is asked
     for again after 10 minutes; one bad file loses no other one. Virtual functions are left out, because each reading
     there may cost a line in the kernel log.
     """
@@ -77,17 +77,17 @@ class RdmaCounters:
     rights = "reads the node's /sys: everybody may, in a container the node's /sys mounted read-only"
     metrics = (
         *(one.metric for one in COUNTERS),
-        counter("instep_rdma_counter_total", "A counter of the port that has no name of its own here."),
+        counter("instep_rdma_count_total", "A counter of the port that has no name of its own here."),
         gauge(
-            "instep_rdma_counter_blind",
+            "instep_rdma_count_blind",
             "1 while the counter stands at its highest number and counts no more, 0 when it did and was cleared.",
         ),
         gauge("instep_rdma_counters_blind", "Counters of the port that stand at their highest number."),
         gauge("instep_rdma_counters_unreadable", "Counters of the port that are there and give no number."),
-        counter("instep_rdma_counter_read_errors_total", "Readings that failed, by what was wrong."),
-        counter("instep_rdma_counter_resets_total", "Times that counters of the port began anew."),
+        counter("instep_rdma_count_read_errors_total", "Readings that failed, by what was wrong."),
+        counter("instep_rdma_count_resets_total", "Times that counters of the port began anew."),
         gauge(
-            "instep_rdma_counter_lifespan_seconds",
+            "instep_rdma_count_lifespan_seconds",
             "So long the device may answer with the same values; asking more often gives nothing new.",
         ),
     )
@@ -185,7 +185,7 @@ def _file(port: Port, folder: str, name: str) -> _File:
     known = BY_FILE.get((folder, name))
     if known is None:
         labels = (("counter", name), *port.labels)
-        return _File(path, f"{folder}/{name}", "instep_rdma_counter_total", labels, 0, 1.0)
+        return _File(path, f"{folder}/{name}", "instep_rdma_count_total", labels, 0, 1.0)
     return _File(path, name, known.metric.name, port.labels, known.maximum, known.scale)
 
 
@@ -199,14 +199,14 @@ def _list_again(watched: _Watched, port: Port, now_ns: int) -> None:
 def _summary(port: Port, watched: _Watched, blind: set[str], unreadable: int) -> Iterator[Reading]:
     watched.was_blind |= blind
     for key in sorted(watched.was_blind):
-        yield sample("instep_rdma_counter_blind", (("counter", key), *port.labels), key in blind)
+        yield sample("instep_rdma_count_blind", (("counter", key), *port.labels), key in blind)
     yield sample("instep_rdma_counters_blind", port.labels, len(blind))
     yield sample("instep_rdma_counters_unreadable", port.labels, unreadable)
-    yield sample("instep_rdma_counter_resets_total", port.labels, watched.resets_total)
+    yield sample("instep_rdma_count_resets_total", port.labels, watched.resets_total)
     for what, count in watched.errors.items():
-        yield sample("instep_rdma_counter_read_errors_total", (*port.labels, ("error", what)), count)
+        yield sample("instep_rdma_count_read_errors_total", (*port.labels, ("error", what)), count)
     if watched.lifespan_seconds is not None:
-        yield sample("instep_rdma_counter_lifespan_seconds", port.labels, watched.lifespan_seconds)
+        yield sample("instep_rdma_count_lifespan_seconds", port.labels, watched.lifespan_seconds)
 
 
 def _blind_fact(hca: Hca, port: Port, file: _File, resets: int, node: Node) -> Fact:

@@ -8,6 +8,7 @@ import sys
 
 from ingest_server import IngestServer
 from nvml_scenario import Scenario
+from sysfs_trees import Tree
 
 AGENT = [sys.executable, "-c", "import sys; from instep_agent.cli import main; sys.exit(main(sys.argv[1:]))"]
 INJECT = [sys.executable, "-c", "import sys; from instep_trainer.inject.cli import main; sys.exit(main(sys.argv[1:]))"]
@@ -21,9 +22,9 @@ class DrilledNode:
         self.root, self.drills = folder / "root", folder / "drills"
         self.scenario = Scenario(folder / "scenario.txt")
         self.scenario.healthy(2)
-        for name in ("dev", "proc"):
-            (self.root / name).mkdir(parents=True)
+        (self.root / "dev").mkdir(parents=True)
         (self.root / "dev/kmsg").touch()
+        Tree(self.root).hca()
         self.server = IngestServer()
         self._library, self._commands = library, []
         self.process = None

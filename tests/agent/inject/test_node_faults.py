@@ -22,7 +22,8 @@ READINGS = {
 
 
 def test_a_healthy_node_tells_of_no_drill(node):
-    for name in ("kernel_line", "gpu_event", "source_stuck", "drill_began", "drill_ended"):
+    kinds = ("kernel_line", "gpu_event", "source_stuck", "link_down", "link_flap", "rdma_counter_blind", "drill_began")
+    for name in kinds:
         assert node.events(name) == []
     for metric, _, healthy, _ in READINGS.values():
         node.wait_for(lambda metric=metric: node.values(metric, gpu="1"))
@@ -56,6 +57,48 @@ def test_a_fault_of_a_gpu_arrives_as_its_reading_under_a_series_of_its_own(node,
     node.wait_for(lambda: healthy in node.values(metric, after=ended, gpu="1"))
     assert {event.fields["fault"] for event in node.events("drill_ended", after=after)} == {fault}
     assert wrong not in node.values(metric, gpu="1"), "what was injected never stands in the real series"
+
+
+PORT = {"device": "mlx5_0", "port": "1"}
+PORT_FAULTS = {
+    "link-down": ("node_infiniband_state_id", (), 1.0, "link_down"),
+    "link-flap": ("instep_rdma_port_downs_total", ("--count", 3), None, "link_flap"),
+    "counter-jump": ("node_infiniband_symbol_error_total", ("--count", 500), None, ""),
+    "counter-saturated": ("node_infiniband_symbol_error_total", (), 65535.0, "rdma_counter_blind"),
+}
+"""Metric, options, the drill's value where it is always the same, and the fact that comes with it."""
+
+
+@pytest.mark.parametrize("is_simulated", [False, True], ids=["over the readings", "in the tree"])
+@pytest.mark.parametrize("fault", PORT_FAULTS)
+def test_a_fault_of_a_port_arrives_as_its_reading_and_its_fact(node, fault, is_simulated):
+    metric, options, value, kind = PORT_FAULTS[fault]
+    after = len(node.server.frames)
+    assert node.values(metric, **PORT), "there is a healthy series"
+    healthy = node.values(metric, **PORT)[-1]
+    place = ("--root", node.root) if is_simulated else ()
+    drill = node.inject(fault, "--device", "mlx5_0", *options, *place)
+    expected = healthy + options[1] if value is None else value
+    node.wait_for(lambda: expected in node.values(metric, after=after, is_drill=True, **PORT))
+    if kind:
+        node.wait_for(lambda: node.events(kind, after=after))
+    drill.terminate()
+    assert drill.wait(20) == 0
+    ended = len(node.server.frames)
+    node.wait_for(lambda: node.values(metric, after=ended, **PORT))
+    kinds = ("link_down", "link_up", "link_flap", "rdma_counter_blind", "rdma_counters_reset")
+    assert all(event.is_drill for each in kinds for event in node.events(each, after=after))
+
+
+def test_a_full_disk_arrives_as_its_reading(node):
+    after = len(node.server.frames)
+    drill = node.inject("disk-full", "--mount", "/")
+    node.wait_for(lambda: 0.0 in node.values("instep_mount_available_bytes", after=after, is_drill=True, path="/"))
+    drill.terminate()
+    assert drill.wait(20) == 0
+    ended = len(node.server.frames)
+    node.wait_for(lambda: node.values("instep_mount_available_bytes", after=ended, path="/"))
+    assert all(node.values("instep_mount_available_bytes", path="/"))
 
 
 def test_the_event_of_a_gpu_that_goes_with_an_xid_is_a_drill_too(node):

@@ -67,11 +67,11 @@ def test_gives_every_counter_under_the_name_that_dashboards_know(watch):
     assert found.value("node_infiniband_port_data_received_bytes_total", **port) == 4000
     assert found.value("node_infiniband_port_transmit_wait_total", **port) == 12
     assert found.value("node_infiniband_np_cnp_packets_sent_total", **port) == 7
-    assert found.value("instep_rdma_counter_total", counter="of_another_driver", **port) == 5
-    assert found.value("instep_rdma_counter_lifespan_seconds", **port) == 0.012
+    assert found.value("instep_rdma_count_total", counter="of_another_driver", **port) == 5
+    assert found.value("instep_rdma_count_lifespan_seconds", **port) == 0.012
     assert found.value("instep_rdma_counters_blind", **port) == 0
     assert found.value("instep_rdma_counters_unreadable", **port) == 0
-    assert not found.has("instep_rdma_counter_blind")
+    assert not found.has("instep_rdma_count_blind")
 
 
 def test_virtual_functions_are_not_read(watch):
@@ -98,12 +98,12 @@ def test_a_counter_at_its_highest_number_is_blind(watch, counter):
     (fact,) = found.facts
     assert (fact.kind, fact.fields["counter"]) == ("rdma_counter_blind", counter.file)
     assert fact.fields["maximum"] == str(2**counter.bits - 1)
-    assert found.value("instep_rdma_counter_blind", counter=counter.file) == 1
+    assert found.value("instep_rdma_count_blind", counter=counter.file) == 1
     assert found.value("instep_rdma_counters_blind") == 1
     assert found.value(counter.metric.name) == counter.maximum * counter.scale
     again = watch.look()
     assert again.facts == [], "it is said once"
-    assert again.value("instep_rdma_counter_blind", counter=counter.file) == 1
+    assert again.value("instep_rdma_count_blind", counter=counter.file) == 1
 
 
 def test_a_blind_counter_that_is_cleared_sees_again(watch):
@@ -114,8 +114,8 @@ def test_a_blind_counter_that_is_cleared_sees_again(watch):
     found = watch.look()
     assert [(fact.kind, fact.fields["reason"]) for fact in found.facts] == [("rdma_counters_reset", "cleared")]
     assert found.facts[0].fields["counters"] == "link_downed"
-    assert found.value("instep_rdma_counter_blind", counter="link_downed") == 0
-    assert found.value("instep_rdma_counter_resets_total") == 1
+    assert found.value("instep_rdma_count_blind", counter="link_downed") == 0
+    assert found.value("instep_rdma_count_resets_total") == 1
     watch.tree.set(hca, "counters/link_downed", 255)
     (second,) = watch.look().facts
     assert first.identity != second.identity, "it happened twice"
@@ -190,8 +190,8 @@ def test_another_boot_is_a_new_baseline(watch, tmp_path):
 
 
 def errors(found):
-    return {one["error"]: found.value("instep_rdma_counter_read_errors_total", **one) for one in
-            found.labels("instep_rdma_counter_read_errors_total")}
+    return {one["error"]: found.value("instep_rdma_count_read_errors_total", **one) for one in
+            found.labels("instep_rdma_count_read_errors_total")}
 
 
 @pytest.mark.parametrize(
@@ -290,8 +290,8 @@ def test_a_hostile_tree_neither_hangs_nor_kills(watch):
         file.truncate(1 << 40)
     found = watch.look()
     assert found.value("node_infiniband_link_downed_total") == 0
-    assert len(found.labels("instep_rdma_counter_total")) < 300
-    counted = {labels["counter"] for labels in found.labels("instep_rdma_counter_total")}
+    assert len(found.labels("instep_rdma_count_total")) < 300
+    counted = {labels["counter"] for labels in found.labels("instep_rdma_count_total")}
     assert not counted & {"a_fifo", "a_loop", "a_link", "a_device", "a_folder", "a_huge_file", "x" * 200}
     assert errors(found)[errno.errorcode[errno.ENOTSUP].lower()] == 2, "the FIFO and the folder are refused, not read"
 
@@ -358,7 +358,7 @@ def test_a_recorded_node_shows_what_it_has_and_what_it_cannot_tell(real):
     assert len({labels["device"] for labels in found.labels("node_infiniband_link_downed_total")}) == 9
     assert found.value("node_infiniband_port_data_received_bytes_total", device="mlx5_0") == 230539874932483 * 4
     assert found.value("instep_rdma_counters_unreadable", device="mlx5_0") == 0
-    assert not found.has("instep_rdma_counter_total"), "every counter of mlx5 has its name"
+    assert not found.has("instep_rdma_count_total"), "every counter of mlx5 has its name"
     blind = {(fact.fields["device"], fact.fields["counter"]) for fact in found.facts}
     assert ("mlx5_1", "link_downed") in blind
     assert ("mlx5_0", "link_downed") not in blind
