@@ -9,6 +9,7 @@ from instep_diagnosis.detectors.confidence import GPU_FAULT_ON_GPU, GPU_FAULT_ON
 from instep_diagnosis.evidence import JobState, NodeFact, RankState
 from instep_diagnosis.kernel_faults import FATAL, KernelFault, assess
 from instep_diagnosis.kernel_line import KernelLine, LineKind, read_kernel_line
+from instep_diagnosis.process_facts import join_process_facts, names_another
 from instep_diagnosis.verdict import Cause, Certainty, Evidence, Owner, Suspect, Verdict
 
 
@@ -26,16 +27,18 @@ def join_facts(verdict: Verdict, job: JobState, *, fact_window_seconds: float) -
     """The verdict with the faults of the suspects' nodes: a fatal one near the onset puts the node at fault.
 
     A fault of the suspect's own GPU counts most, one of its node whose GPU is not known less; one of *another* GPU of
-    the node does not count. Application errors are listed as evidence and put no node at fault. Where nobody is
-    blamed (all entered, none completed), a fatal fault of a rank's own GPU names that rank. The kind does not change,
-    so that an open incident keeps its label.
+    the node does not count. Application errors are listed as evidence and put no node at fault; those of another
+    process are left out. Where nobody is blamed (all entered, none completed), a fatal fault of a rank's own GPU names
+    that rank. The kind does not change, so that an open incident keeps its label. What was said of the ranks'
+    processes follows (`process_facts`).
     """
     faults = _faults(job, verdict.onset_age_seconds, fact_window_seconds)
     accused = {suspect.rank for suspect in verdict.suspects}
     related = [f for f in faults if (f.rank in accused if accused else f.is_same_gpu)]
     decisive = _decisive(related, job)
     joined = replace(verdict, evidence=(*verdict.evidence, *_evidence(related)))
-    return _blamed(joined, job, decisive) if decisive else joined
+    blamed = _blamed(joined, job, decisive) if decisive else joined
+    return join_process_facts(blamed, job, fact_window_seconds=fact_window_seconds)
 
 
 def gpu_words(fact: NodeFact) -> str:
@@ -68,9 +71,12 @@ def _faults(job: JobState, onset_age_seconds: float, window_seconds: float) -> l
     found = []
     for fact in job.facts:
         fault = kernel_fault(fact)
-        if fault is None or abs(fact.age_seconds - onset_age_seconds) > window_seconds:
+        if fault is None or fault.subject == "process" or abs(fact.age_seconds - onset_age_seconds) > window_seconds:
             continue
+        is_of_device = fault.severity == FATAL and fault.is_of_device
         for state in job.ranks:
+            if not is_of_device and names_another(fact, state, job):
+                continue
             if state.report.node == fact.node and _may_be_on(state, fact):
                 found.append(RankFault(state.rank, fact, fault, _is_same_gpu(state, fact)))
     return found

@@ -96,7 +96,8 @@ class Evidence:
     node: str = ""
     rank: int | None = None
     source: str = ""
-    """Where it was seen: `rank-record`, `process-state`, `stack`, `flight-recorder`, `kernel-log`, `supervisor`."""
+    """Where it was seen: `rank-record`, `process-state`, `stack`, `flight-recorder`, `kernel-log`, `nvml`, `job-log`,
+    `nccl-ras`, `supervisor`."""
     age_seconds: float | None = None
     """Before the moment of the verdict."""
     fields: dict[str, str | int | float | bool | None] = field(default_factory=dict)

@@ -131,10 +131,26 @@ class Scenario:
         return self
 
     def kernel_line(
-        self, node: str, text: str, *, ago: float = 5.0, gpu: str = "", index: int | None = None
+        self, node: str, text: str, *, ago: float = 5.0, gpu: str = "", index: int | None = None, **fields: str
     ) -> Scenario:
+        return self.told(node, "kernel_line", text, ago=ago, gpu=gpu, index=index, **fields)
+
+    def told(
+        self,
+        node: str,
+        kind: str,
+        text: str,
+        *,
+        ago: float = 5.0,
+        gpu: str = "",
+        index: int | None = None,
+        **fields: str,
+    ) -> Scenario:
+        """Something that a node's agent told of it."""
         event = f"boot:{len(self.facts)}"
-        self.facts.append(NodeFact(event, node, "kernel_line", text, ago, gpu=gpu, gpu_index=index, boot_id="boot"))
+        self.facts.append(
+            NodeFact(event, node, kind, text, ago, gpu=gpu, gpu_index=index, boot_id="boot", fields=fields)
+        )
         return self
 
     def called(self, rank: int, *calls: tuple[int, str, int], key: str = DEFAULT) -> Scenario:
