@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -81,6 +82,7 @@ def _cost(options: argparse.Namespace) -> dict[str, object]:
         own = watched[0]
         is_within = own.ratio <= CPU_RATIO_MAX and own.pss_bytes <= PSS_BYTES_MAX and own.series <= SERIES_MAX
         text = [_table(watched), f"\nof the agent: {_parts(own)}"]
+        text.append(_circumstances(node.page()))
         text.append(f"frames: {frames}, {sent / max(1, frames):.0f} bytes each, {node.sink.series_total} series")
         text.append(
             f"bars: CPU at most {CPU_RATIO_MAX:.1%} of a core, PSS at most {PSS_BYTES_MAX / _MIB:.0f} MiB, at most "
@@ -167,6 +169,15 @@ def _table(watched: Sequence[Watched]) -> str:
 
 def _parts(one: Watched) -> str:
     return ", ".join(f"{name} {ratio:.3%}" for name, ratio in one.by_process.items())
+
+
+def _circumstances(page: str) -> str:
+    """Give what the numbers are to be read with: series that did not fit, and how busy the machine was."""
+    told = [line.split()[1] for line in page.splitlines() if line.startswith("instep_agent_page_series_dropped ")]
+    return (
+        f"series left out of the page: {float(told[0]):.0f}; this machine: load {os.getloadavg()[1]:.1f} on "
+        f"{os.cpu_count()} cores (a busy one makes every CPU second dearer)"
+    )
 
 
 def _faults(options: argparse.Namespace) -> dict[str, object]:
