@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 import time
+from contextlib import contextmanager
 
 import psycopg
 import pytest
 from instep_collector.errors import StartError, StoreAway
+from instep_collector.store import audit, patience
 from instep_collector.store.engine import Store
 from instep_collector.store.hold import Hold
 from instep_collector.store.models import Rank
@@ -116,6 +119,53 @@ def test_a_server_whose_database_is_started_again_goes_on_and_says_so(tmp_path, 
             time.sleep(0.1)
         process.terminate()
         assert "The database does not answer" in process.stderr.read()
+
+
+@pytest.mark.real
+def test_a_database_that_hangs_is_waited_for_once_and_then_asked_in_the_background(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(patience, "ANSWER_SECONDS_MAX", 1.0)
+    folder = tmp_path_factory.mktemp("own-postgresql")
+    with services.postgresql(folder) as url:
+        store = Store(f"{url}/postgres")
+        hold = Hold(store)
+        with stopped(folder):
+            with pytest.raises(StoreAway, match="asked again"), store.begin() as session:
+                audit.recent(session)
+            assert store.is_lost
+            for _ in range(1000):  # Each would wait for seconds if it asked.
+                with pytest.raises(StoreAway), store.begin():
+                    pass
+                assert hold.is_kept()
+        end = time.monotonic() + 30.0
+        while store.is_lost:
+            assert time.monotonic() < end, "the database was not asked again"
+            time.sleep(0.05)
+        with store.begin() as session:
+            assert audit.recent(session) == []
+        assert (hold.is_kept(), store.trouble) == (True, "")
+        hold.close()
+        store.close()
+
+
+@contextmanager
+def stopped(folder):
+    """Every process of this PostgreSQL stands still, as on a disk that hangs; a minute at most."""
+    pid = int((folder / "data/postmaster.pid").read_text().splitlines()[0])
+    listing = ["ps", "-o", "pid=", "--ppid", str(pid)]
+    children = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split()
+
+    def every(name):
+        subprocess.run(["kill", f"-{name}", str(pid), *children], check=False)
+
+    every("STOP")
+    guard = threading.Timer(60.0, every, ["CONT"])
+    guard.start()
+    try:
+        yield
+    finally:
+        guard.cancel()
+        guard.join()
+        every("CONT")
 
 
 def exit_codes(url) -> list[tuple]:

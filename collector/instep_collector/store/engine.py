@@ -16,6 +16,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, Operationa
 from sqlalchemy.orm import Session
 
 from instep_collector.errors import StartError, StoreAway
+from instep_collector.store.patience import Patience
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 POSTGRESQL = {
@@ -62,13 +63,24 @@ class Store:
             raise StartError(
                 f"Cannot open the database {hidden(url)} ({cause}): check its place, rights and room."
             ) from error
+        self._patience: Patience | None = None
+        if self.engine.dialect.driver == "psycopg":
+            self.engine.dispose()  # A migration may take its time; whatever connects from now on has a limit.
+            self._patience = Patience(self.engine)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the database did not answer and is asked in the background: until it answers nothing waits for it."""
+        return self._patience is not None and self._patience.is_lost
 
     @contextmanager
     def begin(self) -> Iterator[Session]:
         """Give a session whose changes are committed together at the end, or not at all.
 
-        Raises StoreAway when the database does not answer or cannot write.
+        Raises StoreAway when the database does not answer or cannot write; at once while it is known to be away.
         """
+        if self.is_lost:
+            raise StoreAway(self._sentence())
         try:
             with Session(self.engine, expire_on_commit=False) as session, session.begin():
                 yield session
@@ -87,10 +99,17 @@ class Store:
         if not self.trouble:
             log.error("The database does not answer (%s). What is received is kept in the journal.", first_line)
         self.trouble = first_line or "it does not answer"
-        return StoreAway(f"The database does not answer ({self.trouble}): it is asked again.")
+        if self._patience is not None:
+            self._patience.lose()
+        return StoreAway(self._sentence())
+
+    def _sentence(self) -> str:
+        return f"The database does not answer ({self.trouble}): it is asked again."
 
     def close(self) -> None:
         """Give the connections back."""
+        if self._patience is not None:
+            self._patience.close()
         self.engine.dispose()
 
     def _migrate(self) -> None:

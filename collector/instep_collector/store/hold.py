@@ -21,6 +21,7 @@ class Hold:
 
     def __init__(self, store: Store) -> None:
         """Take it; raises StartError when another server has it."""
+        self._store = store
         self._engine: Engine = store.engine
         self._connection: Connection | None = None
         self._is_needed = store.engine.dialect.name == "postgresql"
@@ -32,7 +33,7 @@ class Hold:
 
     def is_kept(self) -> bool:
         """Whether it is ours, taking it anew where the connection was lost; True as well while nobody can tell."""
-        if not self._is_needed:
+        if not self._is_needed or self._store.is_lost:
             return True
         try:
             if self._connection is None:
