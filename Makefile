@@ -1,4 +1,4 @@
-# Everything a newcomer types. `make` alone lists it. Settings: ARGS (for demo, bench), PYTEST_ARGS, PYTHON, TORCH.
+# Everything a newcomer types. `make` alone lists it. Settings: ARGS (for demo, bench), PYTEST_ARGS, TEST_PROCESSES, PYTHON, TORCH.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -6,6 +6,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 ARGS ?=
 PYTEST_ARGS ?=
+TEST_PROCESSES ?= 2
 
 .PHONY: help setup setup-tests demo test bench docs screenshots constraints clean
 
@@ -25,7 +26,7 @@ test: setup-tests ## linter, types, import contracts, all tests; PYTEST_ARGS='-k
 	@echo "== ruff: style and likely mistakes"; $(BIN)/ruff check --quiet .
 	@echo "== mypy: types"; $(BIN)/mypy
 	@echo "== lint-imports: who may import whom"; $(BIN)/lint-imports --no-logo
-	@echo "== pytest: behaviour"; $(BIN)/pytest $(PYTEST_ARGS)
+	@echo "== pytest: behaviour"; $(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 bench: setup ## the numbers: make bench ARGS='hang --runs 20'
 	@$(BIN)/instep bench $(ARGS)
