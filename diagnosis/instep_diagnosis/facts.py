@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from instep_diagnosis.detectors.confidence import GPU_FAULT_ON_GPU, GPU_FAULT_ON_NODE
 from instep_diagnosis.evidence import JobState, NodeFact, RankState
-from instep_diagnosis.kernel_faults import FATAL, KernelFault, assess
+from instep_diagnosis.kernel_faults import FATAL, KernelFault, assess, overruled
 from instep_diagnosis.kernel_line import KernelLine, LineKind, read_kernel_line
 from instep_diagnosis.process_facts import join_process_facts, names_another
 from instep_diagnosis.verdict import Cause, Certainty, Evidence, Owner, Suspect, Verdict
@@ -62,6 +62,30 @@ def kernel_fault(fact: NodeFact) -> KernelFault | None:
             return None
 
 
+def fault_now(fact: NodeFact, facts: Iterable[NodeFact]) -> KernelFault | None:
+    """The meaning of a fact after what the driver asks to be done with the same GPU, as the facts beside it tell."""
+    fault = kernel_fault(fact)
+    return None if fault is None else overruled(fault, _recovery(fact, facts))
+
+
+def recovery_of(fact: NodeFact) -> int | None:
+    """The recovery action that a fact says a GPU asks for now, 0 for none; None where it is about something else."""
+    value = fact.fields.get("action", "") if fact.kind == "gpu_recovery" else ""
+    return int(value) if value.isdecimal() and len(value) <= 3 else None
+
+
+def _recovery(fact: NodeFact, facts: Iterable[NodeFact]) -> int | None:
+    """What the fault's GPU asks for. That it asks for nothing any more ends an older fault and excuses no newer one."""
+    told = [
+        other
+        for other in facts
+        if (other.node, other.boot_id) == (fact.node, fact.boot_id) and recovery_of(other) is not None
+        if (other.gpu and other.gpu == fact.gpu) or (other.gpu_index is not None and other.gpu_index == fact.gpu_index)
+    ]
+    newest = min(told, key=lambda other: other.age_seconds, default=None)
+    return (recovery_of(newest) or None) if newest is not None else None
+
+
 def fault_label(fault: KernelFault) -> str:
     """A fault as people call it, such as `Xid 79`."""
     return fault.fault_class.replace("sxid-", "SXid ").replace("xid-", "Xid ").replace("gpu-lost", "GPU lost")
@@ -69,8 +93,9 @@ def fault_label(fault: KernelFault) -> str:
 
 def _faults(job: JobState, onset_age_seconds: float, window_seconds: float) -> list[RankFault]:
     found = []
+    asked = [fact for fact in job.facts if recovery_of(fact) is not None]
     for fact in job.facts:
-        fault = kernel_fault(fact)
+        fault = fault_now(fact, asked)
         if fault is None or fault.subject == "process" or abs(fact.age_seconds - onset_age_seconds) > window_seconds:
             continue
         is_of_device = fault.severity == FATAL and fault.is_of_device

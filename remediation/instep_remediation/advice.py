@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from instep_diagnosis.kernel_faults import FATAL
 from instep_diagnosis.verdict import Cause, Kind, Verdict
 
 NEXT: dict[Cause, str] = {
@@ -21,6 +22,12 @@ NEXT: dict[Cause, str] = {
     Cause.UNKNOWN: "Look at the evidence and the ranks' logs: the cause could not be told.",
 }
 
+REPAIRS = {
+    "reboot-node": "Drain the node and reboot it before it is given work again.",
+    "reset-gpu": "Drain the node and reset the GPU before it is given work again.",
+}
+"""What a fault of a GPU asks for, where the catalogue or the driver knows; what does more comes first."""
+
 
 def next_steps(verdict: Verdict | None) -> str:
     """Return one sentence or two for whoever is on call."""
@@ -28,7 +35,15 @@ def next_steps(verdict: Verdict | None) -> str:
         return "Wait: the evidence is being collected."
     if not verdict.suspects:
         return NEXT[Cause.UNKNOWN]
-    return NEXT[verdict.suspects[0].cause]
+    cause = verdict.suspects[0].cause
+    return _repair(verdict) or NEXT[cause] if cause is Cause.GPU_FAULT else NEXT[cause]
+
+
+def _repair(verdict: Verdict) -> str:
+    """What the fatal faults in the evidence ask for."""
+    fatal = (item.fields for item in verdict.evidence if item.fields.get("severity", FATAL) == FATAL)
+    asked = {fields.get("action") for fields in fatal}
+    return next((text for action, text in REPAIRS.items() if action in asked), "")
 
 
 def runbook(kind: str, base: str) -> str:

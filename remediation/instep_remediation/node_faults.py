@@ -18,6 +18,7 @@ from instep_collector.store.models import Incident
 from instep_diagnosis.bundles import EvidenceBundle
 from instep_diagnosis.detectors.gpu_fault import detect_gpu_faults
 from instep_diagnosis.evidence import NodeFact
+from instep_diagnosis.facts import recovery_of
 from instep_diagnosis.verdict import Kind, Verdict
 from sqlalchemy.orm import Session
 
@@ -51,13 +52,25 @@ class NodeFaults:
         self._store = store
         self._conclude = conclude
         self._waiting: deque[Waiting] = deque(maxlen=WAITING_MAX)
+        self._asked: dict[tuple[str, str], NodeFact] = {}
+        """What GPUs ask for now, by node and UUID."""
 
     def add(self, run: RunState | None, facts: Sequence[NodeFact]) -> None:
         """Keep the fatal ones; a GPU that may still be given work is no incident."""
         now = self._clock.monotonic()
         for fact in facts:
+            self._keep_asked(fact)
+        for fact in facts:
             if fact.age_seconds <= NEAR_SECONDS:
                 self._waiting.extend(Waiting(fact, verdict, run, now) for verdict in detect_gpu_faults([fact]))
+
+    def _keep_asked(self, fact: NodeFact) -> None:
+        asked = recovery_of(fact)
+        if asked is None or not fact.gpu:
+            return
+        self._asked.pop((fact.node, fact.gpu), None)
+        if asked and len(self._asked) < WAITING_MAX:
+            self._asked[fact.node, fact.gpu] = fact
 
     def tick(self) -> None:
         """Settle what has waited long enough; where no job runs there is nothing to wait for."""
@@ -70,6 +83,8 @@ class NodeFaults:
     def _settle(self, waiting: Waiting, now: float) -> None:
         fact, realtime = waiting.fact, self._clock.realtime()
         happened_at = realtime - fact.age_seconds - (now - waiting.at)
+        asked = self._asked.get((fact.node, fact.gpu))
+        told = (fact,) if asked is None else (fact, asked)
         with self._store.begin() as session:
             row = self._holder(session, waiting, happened_at)
             if row is not None:
@@ -77,7 +92,11 @@ class NodeFaults:
                 return
             run = waiting.run or RunState("", "")
             verdict = replace(
-                waiting.verdict, job=run.job, run=run.run, attempt=run.attempt, onset_age_seconds=realtime - happened_at
+                detect_gpu_faults(told)[0],
+                job=run.job,
+                run=run.run,
+                attempt=run.attempt,
+                onset_age_seconds=realtime - happened_at,
             )
             row, is_new = open_incident(
                 session,
@@ -100,7 +119,7 @@ class NodeFaults:
                 self._conclude(
                     session,
                     row,
-                    Finding(run, RankBoard(run.attempt), EvidenceBundle(facts=(fact,)), verdict, now - waiting.at),
+                    Finding(run, RankBoard(run.attempt), EvidenceBundle(facts=told), verdict, now - waiting.at),
                 )
 
     def _holder(self, session: Session, waiting: Waiting, happened_at: float) -> Incident | None:

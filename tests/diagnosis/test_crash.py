@@ -45,6 +45,51 @@ def test_an_xid_on_the_dead_ranks_gpu_joins_into_one_verdict():
     assert {item.source for item in verdict.evidence} == {"supervisor", "kernel-log"}
 
 
+def asks(scenario, action, *, ago=0.1, gpu="GPU-2", node="node-b"):
+    text = f"GPU 0 asks for recovery action {action}."
+    return scenario.told(node, "gpu_recovery", text, ago=ago, gpu=gpu, action=str(action))
+
+
+def with_xid_79(code=79):
+    line = XID_79.replace(" 79,", f" {code},")
+    return Scenario().exited(2, -9, ago=0.3).kernel_line("node-b", line, ago=0.5, gpu="GPU-2")
+
+
+def kernel_action(scenario):
+    verdict = judge_crash(scenario.job())
+    (action,) = [item.fields["action"] for item in verdict.evidence if item.source == "kernel-log"]
+    return action, verdict
+
+
+@pytest.mark.parametrize(
+    ("asked", "action", "words"), [(1, "reset-gpu", "a reset of the GPU"), (2, "reboot-node", "a reboot of the node")]
+)
+def test_what_the_driver_asks_for_overrules_the_catalogue(asked, action, words):
+    told, verdict = kernel_action(asks(with_xid_79(), asked))
+    assert told == action
+    assert f"the driver asks for {words}" in verdict.summary
+    assert verdict.is_node_at_fault
+
+
+def test_a_driver_that_asks_for_a_reset_makes_an_application_error_a_fault():
+    assert not kernel_action(with_xid_79(31))[1].is_node_at_fault
+    assert kernel_action(asks(with_xid_79(31), 1))[1].is_node_at_fault
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"action": 0}, {"action": 99}, {"action": 1, "gpu": "GPU-3"}, {"action": 1, "node": "node-a"}],
+    ids=["nothing", "an unknown number", "another GPU", "another node"],
+)
+def test_without_such_a_wish_of_this_gpu_the_catalogue_counts(other):
+    assert kernel_action(asks(with_xid_79(), **other)) == kernel_action(with_xid_79())
+
+
+def test_a_wish_that_is_over_counts_no_more():
+    job = asks(asks(with_xid_79(), 1, ago=0.4), 0, ago=0.1)
+    assert kernel_action(job) == kernel_action(with_xid_79())
+
+
 def test_an_xid_on_the_node_alone_is_less_sure():
     def sure(**where):
         return judge_crash(Scenario().exited(2, -9, ago=0.3).kernel_line("node-b", XID_79, **where).job())

@@ -396,6 +396,27 @@ def test_one_lost_gpu_is_one_incident_whoever_tells_of_it(tmp_path, names):
     play(story)
 
 
+@pytest.mark.parametrize(
+    ("asked", "advice"), [("1", "reset the GPU"), ("2", "reboot it"), ("0", "reboot it")], ids=["1", "2", "nothing"]
+)
+def test_what_the_driver_asks_for_is_what_people_are_told_to_do(tmp_path, asked, advice):
+    async def story():
+        async with server(tmp_path) as bench:
+            job = FakeJob()
+            told = lost_gpu(job)["the lost GPU"]
+            where = told.fields | {"action": asked}
+            wish = replace(told, id="boot-node-b:epoch-1:9", kind="gpu_recovery", text="GPU 0 asks.", fields=where)
+            await bench.send(job.frame("node-b", [], bench.clock, (job.xid(id="boot-node-b:epoch-1:1"), wish)))
+            for _ in range(10):
+                await bench.tick(1.0)
+            (incident,) = await bench.incidents("open")
+            full = await bench.get(f"/api/v1/incidents/{incident['id']}")
+            assert advice in full["next"]
+            assert ("the driver asks for" in full["summary"]) is (asked != "0")
+
+    play(story)
+
+
 def test_an_event_of_the_driver_that_says_nothing_bad_is_no_incident(tmp_path):
     async def story():
         async with server(tmp_path) as bench:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from instep_agent import nvml
-from instep_agent.gpu import Field
+from instep_agent.gpu import Field, Gpu
 from instep_agent.metric import Metric, gauge
-from instep_agent.node import Node, Reading
+from instep_agent.node import Fact, Node, Reading
+from instep_agent.wire import Sample
 
 FIELDS = (
     Field(
@@ -25,7 +26,7 @@ class GpuRecovery:
     """The recovery action that the driver asks for, for every GPU, from NVML.
 
     Every 2 s: it decides what is done with the node, so it should be there when the events of the same fault are; one
-    field for each GPU is the whole cost.
+    field for each GPU is the whole cost. A change is a fact as well, since a reading alone comes with no event.
     """
 
     name = "gpu_recovery"
@@ -37,7 +38,22 @@ class GpuRecovery:
 
     def __init__(self, driver: nvml.Driver = nvml.shared) -> None:
         self._driver = driver
+        self._asked: dict[str, int] = {}
 
     def collect(self, node: Node) -> Iterator[Reading]:
         """Yield one action per GPU. Raise `Absent` without an NVIDIA GPU, `SourceFailed` when refused."""
-        yield from self._driver.each(node, lambda gpu: self._driver.field_samples(gpu, node, FIELDS))
+        yield from self._driver.each(node, lambda gpu: self._of(gpu, node))
+
+    def _of(self, gpu: Gpu, node: Node) -> Iterator[Sample | Fact]:
+        for sample in self._driver.field_samples(gpu, node, FIELDS):
+            yield sample
+            action = int(sample.value)
+            if action != self._asked.get(gpu.uuid, 0):
+                self._asked[gpu.uuid] = action
+                yield _fact(gpu, node, action)
+
+
+def _fact(gpu: Gpu, node: Node, action: int) -> Fact:
+    text = f"GPU {gpu.index} ({gpu.pci}) asks for recovery action {action}."
+    fields = {"gpu": str(gpu.index), "uuid": gpu.uuid, "pci": gpu.pci, "action": str(action)}
+    return Fact("gpu_recovery", text, node.monotonic_ns(), node.realtime_ns(), fields)

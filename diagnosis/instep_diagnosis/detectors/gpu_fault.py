@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from instep_diagnosis.evidence import NodeFact
-from instep_diagnosis.facts import fault_label, gpu_words, kernel_fault
+from instep_diagnosis.facts import fault_label, fault_now, gpu_words
 from instep_diagnosis.kernel_faults import FATAL, KernelFault
 from instep_diagnosis.verdict import Cause, Certainty, Evidence, Kind, Owner, Suspect, Verdict
 
 
 def detect_gpu_faults(facts: Sequence[NodeFact]) -> list[Verdict]:
-    """One verdict for each fatal fault, by node, GPU, class and boot; the newest line of each is its evidence."""
+    """One verdict for each fatal fault, by node, GPU, class and boot; the newest line of each is its evidence.
+
+    What the driver asks to be done with the GPU, where a fact says so, decides severity and action.
+    """
     found: dict[tuple[str, str, str, str], Verdict] = {}
     for fact in sorted(facts, key=lambda fact: (-fact.age_seconds, fact.event_id)):
-        fault = kernel_fault(fact)
+        fault = fault_now(fact, facts)
         if fault is not None and fault.severity == FATAL and fault.is_of_device:
             found[(fact.node, _gpu(fact, fault), fault.identity_class, fact.boot_id)] = _verdict(fact, fault)
     return list(found.values())

@@ -301,6 +301,20 @@ def test_the_recovery_action_is_the_drivers_own_number(peer, scenario):
     assert peer.collect("gpu_recovery").values("instep_gpu_recovery_action")["5"] == 4
 
 
+def test_a_change_of_the_recovery_action_is_told_once(peer, scenario):
+    assert peer.collect("gpu_recovery")["facts"] == [], "no action is the healthy state"
+    scenario.add(f"5.field.{field('GET_GPU_RECOVERY_ACTION')} u:2")
+    (fact,) = peer.collect("gpu_recovery")["facts"]
+    assert (fact["kind"], fact["fields"]) == (
+        "gpu_recovery",
+        {"gpu": "5", "uuid": uuid(5), "pci": pci(5), "action": "2"},
+    )
+    assert peer.collect("gpu_recovery")["facts"] == []
+    scenario.add(f"5.field.{field('GET_GPU_RECOVERY_ACTION')} u:0")
+    (over,) = peer.collect("gpu_recovery")["facts"]
+    assert over["fields"]["action"] == "0"
+
+
 def test_an_older_driver_has_no_recovery_action(peer, scenario):
     scenario.add(f"*.field.{field('GET_GPU_RECOVERY_ACTION')} !3")
     answer = peer.collect("gpu_recovery")

@@ -62,9 +62,7 @@ def test_a_crash_is_one_alert_that_says_everything_at_three_in_the_morning(tmp_p
             assert said["summary"].startswith("[DRILL] ")
             assert said["where"] == "job gpt, run run-1, attempt 0, rank 2, node node-b, GPU GPU-node-b-0"
             assert "Xid 79" in said["evidence"]
-            assert said["next"] == (
-                "Drain the node and have the GPU repaired or reset before it is given work again."
-            )
+            assert said["next"] == "Drain the node and reboot it before it is given work again."
             assert said["done"] != "Nothing was done."
             assert float(said["how_sure"]) > 0.8
             assert said["runbook_url"].endswith("/crash.md")
