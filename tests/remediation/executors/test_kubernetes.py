@@ -172,6 +172,14 @@ def test_a_pod_that_is_ending_is_waited_for_and_not_evicted_again(cluster):
     assert cluster.until_answered(step).outcome is Outcome.DONE
 
 
+def test_a_node_that_left_the_cluster_needs_nothing_taken_back(cluster):
+    cluster.carry_out(DRAIN)
+    cluster.server.remove("Node", NODE)
+    answers = cluster.carry_out(UNCORDON, "plan-2-0")
+    assert [answer.outcome for answer in answers] == [Outcome.DONE] * 4
+    assert all("not in the cluster any more" in answer.detail for answer in answers)
+
+
 @pytest.mark.parametrize("name", ["taint", "cordon", "condition", "event"])
 def test_a_node_that_is_gone_fails_with_one_sentence(cluster, name):
     cluster.server.remove("Node", NODE)

@@ -38,6 +38,10 @@ class StepEnds(Exception):
         self.progress = Progress(outcome, detail, retry_after_seconds)
 
 
+class NodeGone(StepEnds):
+    """The node is not in the cluster: final, and all there is to do where something was to be taken back."""
+
+
 def connect(settings: KubernetesConfig) -> client.ApiClient:
     """Return a client; raises StartError with one sentence when there is no usable configuration."""
     configuration = client.Configuration()
@@ -87,7 +91,7 @@ def _ends(error: client.ApiException, doing: str, node: str) -> StepEnds:
                 Outcome.FAILED, f"We may not {doing}: grant it as deploy/kubernetes/base/rbac.yaml does ({said})."
             )
         case 404:
-            return StepEnds(Outcome.FAILED, f"Node {node} is not in the cluster any more: there is nothing to {doing}.")
+            return NodeGone(Outcome.FAILED, f"Node {node} is not in the cluster any more: there is nothing to {doing}.")
         case 409:
             return StepEnds(Outcome.WAITING, f"{node} was changed by somebody else meanwhile.", CONFLICT_SECONDS)
         case 429 | 500 | 502 | 503 | 504:

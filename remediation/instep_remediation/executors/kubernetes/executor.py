@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kubernetes import client
 
 from instep_remediation.actions import Action, CordonNode, DrainNode, UncordonNode
-from instep_remediation.executors.kubernetes.connection import StepEnds
+from instep_remediation.executors.kubernetes.connection import NodeGone, StepEnds
 from instep_remediation.executors.kubernetes.eviction import Evictions
 from instep_remediation.executors.kubernetes.marks import NodeMarks
 from instep_remediation.executors.kubernetes.settings import KubernetesConfig
-from instep_remediation.node_executor import Progress, Step
+from instep_remediation.node_executor import Outcome, Progress, Step
 
 STEPS: dict[type[Action], tuple[str, ...]] = {
     CordonNode: ("cordon", "event"),
@@ -58,8 +59,16 @@ class KubernetesExecutor:
         """Carry one step out; whatever the API server says is in the answer."""
         try:
             return self._carry_out[step.name](step)
+        except NodeGone as gone:
+            return replace(gone.progress, outcome=Outcome.DONE) if _takes_back(step) else gone.progress
         except StepEnds as end:
             return end.progress
+
+
+def _takes_back(step: Step) -> bool:
+    """Whether a step undoes what we did. On a node that was removed all of it is undone, and its place is free."""
+    is_of_return = step.arguments.get("reason") == REASONS[UncordonNode]
+    return step.name in ("untaint", "uncordon") or is_of_return
 
 
 def _arguments(name: str, action: Action, mark: str) -> dict[str, Any]:
