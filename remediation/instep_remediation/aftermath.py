@@ -68,6 +68,8 @@ class Aftermath:
             except StoreAway as away:
                 log.warning("%d reports wait for the database: %s", len(self._late), away)
                 return
+            except Exception:  # One report must not hold up those of every run behind it, nor ingest.
+                log.exception("A report of run %s cannot be brought into the store: it is left out.", run.run)
             self._late.popleft()
 
 

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 
 import psycopg
 import pytest
+from instep_collector.control import RankExited
 from instep_collector.errors import StartError, StoreAway
 from instep_collector.store import audit, patience
 from instep_collector.store.engine import Store
 from instep_collector.store.hold import Hold
 from instep_collector.store.models import Rank
+from instep_remediation import aftermath
 
 from tests import services
 from tests.remediation.bench import play, server
@@ -67,6 +69,27 @@ def test_reports_that_come_while_the_database_is_away_are_not_lost(tmp_path, dat
                 assert session.get(Rank, ("run-1", 0, 2)).exit_code == -9
 
     play(story)
+
+
+def test_a_report_that_cannot_be_followed_holds_up_no_other(tmp_path, database, monkeypatch, caplog):
+    async def story():
+        async with server(tmp_path, database=database) as bench:
+            job, follow = FakeJob(), aftermath.follow
+            await bench.report(job.opened())
+
+            def stumble(session, announce, run, report, body, *, at):
+                if isinstance(body, RankExited) and body.rank == 1:
+                    raise ValueError("A string literal cannot contain NUL (0x00) characters.")
+                follow(session, announce, run, report, body, at=at)
+
+            monkeypatch.setattr(aftermath, "follow", stumble)
+            await bench.report(job.exited(1))
+            await bench.report(job.exited(2))
+            with bench.runtime.store.begin() as session:
+                assert session.get(Rank, ("run-1", 0, 2)).exit_code == -9
+
+    play(story)
+    assert "cannot be brought into the store" in caplog.text
 
 
 def test_two_servers_do_not_work_on_one_database(tmp_path, new_postgresql_database):
