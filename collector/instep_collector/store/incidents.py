@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.orm import Session
@@ -43,18 +44,34 @@ def recent(session: Session, *, limit: int = 200, states: Sequence[str] = ()) ->
     return session.scalars(query.where(Incident.state.in_(states)) if states else query).all()
 
 
-def told(session: Session, *, ended_after: float, limit: int) -> Sequence[Incident]:
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An incident that people were told of, without its evidence, which is large."""
+
+    id: str
+    version: int
+    state: str
+
+
+def told(session: Session, *, ended_after: float, limit: int) -> Sequence[Told]:
     """Return incidents that people were told of: the open ones, and those that ended after a moment.
 
     What is open comes first, then the newest: however much ended lately, what still stands is among the first.
     """
     is_over = and_(Incident.state.in_(ENDED), Incident.resolved_at >= ended_after)
-    return session.scalars(
-        select(Incident)
+    rows = session.execute(
+        select(Incident.id, Incident.version, Incident.state)
         .where(Incident.verdict_at.is_not(None), or_(Incident.state == "open", is_over))
         .order_by((Incident.state == "open").desc(), Incident.opened_at.desc())
         .limit(limit)
-    ).all()
+    )
+    return [Told(*row) for row in rows]
+
+
+def of_ids(session: Session, ids: Sequence[str]) -> Sequence[Incident]:
+    """Return the incidents of these ids that there are, in the order of the ids."""
+    found = {row.id: row for row in session.scalars(select(Incident).where(Incident.id.in_(ids)))}
+    return [found[id_] for id_ in ids if id_ in found]
 
 
 def counts(session: Session) -> dict[tuple[str, str], int]:

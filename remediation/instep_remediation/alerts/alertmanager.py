@@ -70,8 +70,8 @@ class _Receiver:
     """One address, and what it was told by this server."""
 
     address: str
-    told: dict[str, tuple[str, float]] = field(default_factory=dict)
-    """Incident → (digest of its alert without the time it holds, when)."""
+    told: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """Incident → (its version, when)."""
     failures: int = 0
     next_at: float = 0.0
     """Not sooner than this (monotonic), after failures."""
@@ -127,33 +127,41 @@ class Alertmanagers:
         self._metrics.alerts_pending.labels(receiver.address).set(len(due))
         if not due or now < receiver.next_at:
             return 0
-        error = await self._try(receiver, [body for _row, body, _digest in due])
-        outcome = "failed" if error else "delivered"
-        self._metrics.alerts_sent.labels(receiver.address, outcome).inc(len(due))
+        rows = self._rows(due[:ALERTS_PER_POST_MAX])
+        error = await self._try(receiver, [self._alert(row) for row in rows])
+        self._metrics.alerts_sent.labels(receiver.address, "failed" if error else "delivered").inc(len(rows))
         if error:
             return 0
-        for row, _body, digest in due:
-            receiver.told[row.id] = (digest, now)
-        self._receipt(receiver, [row for row, _body, _digest in due if row.state in ENDED])
-        self._metrics.alerts_pending.labels(receiver.address).set(0)
-        return len(due)
+        for row in rows:
+            receiver.told[row.id] = (row.version, now)
+        self._receipt(receiver, [row for row in rows if row.state in ENDED])
+        self._metrics.alerts_pending.labels(receiver.address).set(len(due) - len(rows))
+        return len(rows)
 
-    def _due(self, receiver: _Receiver, now: float) -> list[tuple[Incident, dict[str, Any], str]]:
-        """Return the alerts that are new to this address, say something else than before, or want to be said again."""
-        realtime, found = self._clock.realtime(), []
+    def _due(self, receiver: _Receiver, now: float) -> list[str]:
+        """Return the incidents that are new to this address, have changed, or want to be said again.
+
+        It is looked for every second, so only ids and versions are read: a thousand alerts take a second to write.
+        """
+        since = self._clock.realtime() - ENDED_SECONDS_MAX
         with self._store.begin() as session:
-            told = incidents.told(session, ended_after=realtime - ENDED_SECONDS_MAX, limit=INCIDENTS_MAX)
+            told = incidents.told(session, ended_after=since, limit=INCIDENTS_MAX)
             ended = [row.id for row in told if row.state in ENDED]
             known = outbox.receipts(session, ended, receiver.mark)
-            rows = [row for row in told if row.id not in known]
-        for row in rows:
-            body = alert(row, now=realtime, page_url=self.page_url, runbook_base=self._runbook_base)
-            digest = _digest(body, row.state)
-            last, at = receiver.told.get(row.id, ("", 0.0))
-            if last != digest or now - at >= self._resend_seconds:
-                found.append((row, body, digest))
+        rows = [row for row in told if row.id not in known]
         receiver.told = {row.id: receiver.told[row.id] for row in rows if row.id in receiver.told}
-        return found[:ALERTS_PER_POST_MAX]
+        return [row.id for row in rows if self._is_due(receiver, row, now)]
+
+    def _is_due(self, receiver: _Receiver, row: incidents.Told, now: float) -> bool:
+        version, at = receiver.told.get(row.id, (0, 0.0))
+        return row.id not in receiver.told or version != row.version or now - at >= self._resend_seconds
+
+    def _rows(self, ids: list[str]) -> list[Incident]:
+        with self._store.begin() as session:
+            return list(incidents.of_ids(session, ids))
+
+    def _alert(self, row: Incident) -> dict[str, Any]:
+        return alert(row, now=self._clock.realtime(), page_url=self.page_url, runbook_base=self._runbook_base)
 
     async def _try(self, receiver: _Receiver, alerts: list[dict[str, Any]]) -> str:
         """Send; return why it failed. What is refused for good counts as said: again would be refused again."""
@@ -190,9 +198,3 @@ class Alertmanagers:
         with self._store.begin() as session:
             for row in ended:
                 outbox.keep_receipt(session, row.id, receiver.mark, at=self._clock.realtime())
-
-
-def _digest(body: dict[str, Any], state: str) -> str:
-    """Return what an alert says, without the time until which it holds."""
-    said = {name: value for name, value in body.items() if name != "endsAt"} | {"state": state}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

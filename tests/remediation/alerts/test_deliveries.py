@@ -94,6 +94,26 @@ def test_a_token_file_that_holds_no_token_is_a_sentence_without_the_secret(tmp_p
     assert "secret" not in caplog.text
 
 
+def test_a_thousand_incidents_are_told_once_a_hundred_at_a_time_and_written_only_then(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(alertmanager, "alert", lambda row, **_: written.append(row.id) or {"labels": {"id": row.id}})
+
+    async def story():
+        async with server(tmp_path, alertmanager=(ADDRESS,)) as bench:
+            taken = Receiver()
+            alerts = attach(bench, taken)
+            await crash(bench, FakeJob())
+            with bench.runtime.store.begin() as session:
+                (row,) = incidents.recent(session)
+                fields = {key: value for key, value in vars(row).items() if not key.startswith("_")}
+                for number in range(999):
+                    session.add(type(row)(**fields | {"id": f"inc-{number}", "identity": f"other/{number}"}))
+            assert [await alerts.look() for _ in range(12)] == [100] * 10 + [0, 0]
+            assert len(taken.taken) == len(written) == len(set(written)) == 1000
+
+    play(story)
+
+
 def test_what_ended_never_pushes_out_what_still_stands(tmp_path):
     async def story():
         async with server(tmp_path, alertmanager=(ADDRESS,)) as bench:
