@@ -139,6 +139,32 @@ def test_a_crash_waits_for_facts_and_is_ordered_within_its_grace(tmp_path):
     play(story)
 
 
+@pytest.mark.parametrize(("rank", "is_told"), [("2", True), ("3", False)], ids=["that rank", "another rank"])
+def test_a_rank_that_the_kernel_killed_for_want_of_memory_is_said_to_be_and_its_node_stays(tmp_path, rank, is_told):
+    async def story():
+        async with server(tmp_path) as bench:
+            job = FakeJob()
+            await begin(bench, job)
+            report = job.healthy(1)[0]
+            line = replace(
+                job.xid(),
+                text="Memory cgroup out of memory: Killed process 98765 (python) total-vm:9800000kB",
+                fields={"pid": "98765", "run": report.run, "attempt": str(report.attempt), "rank": rank},
+            )
+            await bench.send(*job.frames(job.healthy(1), bench.clock, {"node-b": (line,)}))
+            await bench.report(job.exited(2, -9))
+            await bench.tick(0.7)
+            (restart,) = await bench.orders()
+            assert (restart["action"], restart["exclude"]) == ("restart", [])
+            (incident,) = await bench.incidents()
+            assert ("the kernel killed rank 2 for want of memory" in incident["summary"]) is is_told
+            assert incident["verdict"]["owner"] == ("job" if is_told else "unknown")
+            (plan,) = (await bench.get("/api/v1/plans"))["plans"]
+            assert "drain_node" not in [action["name"] for action in plan["actions"]]
+
+    play(story)
+
+
 def test_exits_after_the_first_are_consequences(tmp_path):
     async def story():
         async with server(tmp_path) as bench:
