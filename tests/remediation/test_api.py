@@ -348,3 +348,24 @@ def test_the_contract_describes_every_route_with_its_scope_and_errors(tmp_path):
     play(story)
 
 
+
+
+def test_no_odd_path_or_method_reaches_more_than_the_token_allows(tmp_path):
+    async def story():
+        nodes = ScriptedExecutor()
+        async with broken_node(tmp_path, nodes, tokens=tokens()) as bench:
+            body = {"reason": "because"}
+            for path in ("/api/v1/plans/1/approve", "/api/v1/nodes/node-b/drain", "/api/v1/nodes/node-b/repaired"):
+                for method in ("GET", "HEAD", "OPTIONS", "post", "PATCH", "QUERY", "POST"):
+                    doubled = path.replace("/v1/", "//v1/")
+                    for odd in (path, path + "/", path.upper(), "/" + path, doubled, path + "%2F"):
+                        answer = await bench.client.request(method, odd, headers=bearer("view"), json=body)
+                        assert answer.status_code in (307, 401, 403, 404, 405), (method, odd)
+            for odd in ("breaker/reset", "breaker/reset/", "breaker%2Freset", "Breaker/reset"):
+                answer = await ask(bench, "POST", f"/api/v1/{odd}", json=body)
+                assert answer.status_code in (307, 403, 404), odd
+            assert states(bench)[0] == "waiting"
+            await carry_out(bench)
+            assert nodes.asked == []
+
+    play(story)
