@@ -13,6 +13,7 @@ from instep_diagnosis.detectors.work import Array, StepArrays, peers_median, ste
 from instep_diagnosis.evidence import JobSteps
 from instep_diagnosis.settings import StragglerSettings
 from instep_diagnosis.verdict import Cause, Certainty, Evidence, Kind, Owner, Suspect, Verdict
+from instep_diagnosis.whatif.steps import cost_of
 
 __all__ = ["StragglerSettings", "detect_stragglers"]
 
@@ -118,8 +119,7 @@ def _verdict(job: JobSteps, arrays: StepArrays, found: _Found) -> Verdict:
     node = job.nodes.get(rank, "")
     rows = list(slow.rows)
     work_TR = found.work_TR[rows]
-    excess_T = work_TR[:, slow.column] - peers_median(work_TR)[:, slow.column]
-    cost = float(np.sum(np.maximum(0.0, excess_T))) * len(arrays.ranks)
+    cost = cost_of([slow.column], work_TR).gpu_seconds
     onset = arrays.steps[slow.start]
     percent = round(100 * (slow.ratio - 1))
     now = "is" if slow.is_ongoing else "was"

@@ -82,7 +82,7 @@ def _ask(answers: dict[str, Case], job: JobSteps, end: int, onset: int) -> None:
             answers["instep"] = {
                 "named": [v.suspects[0].rank for v in verdicts], "at": end, "delay_steps": end - onset + 1,
                 "sure": [v.suspects[0].confidence for v in verdicts], "owner": verdicts[0].owner.value,
-                "strength": [v.evidence[0].fields["z"] for v in verdicts],
+                "strength": [v.evidence[0].fields["z"] for v in verdicts], "causes": [v.cause.value for v in verdicts],
             }  # fmt: skip
     arrays = step_arrays(job, window_steps=WINDOW_STEPS)
     if arrays is None:
