@@ -180,8 +180,8 @@ def test_promtool_has_nothing_to_say_about_any_metric():
         capture_output=True,
         timeout=60,
     )
-    said = [line for line in (checked.stdout + checked.stderr).decode().splitlines() if line.startswith(("instep_", "node_"))]
-    assert said == []
+    lines = (checked.stdout + checked.stderr).decode().splitlines()
+    assert [line for line in lines if line.startswith(("instep_", "node_"))] == []
 
 
 def test_the_page_of_a_recorded_node_is_the_one_that_was_recorded(tmp_path):
