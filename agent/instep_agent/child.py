@@ -119,8 +119,7 @@ def _run_forked(name: str, parent: int, descriptor: int, run: Callable[[socket.s
         libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
         if os.getppid() != parent:  # it died before we asked to die with it
             os._exit(1)
-        _keep_only(descriptor)
-        run(socket.socket(fileno=descriptor))
+        run(socket.socket(fileno=_keep_only(descriptor)))
         code = 0
     except Exception:
         log.exception("%s ended by an error", name)
@@ -130,8 +129,11 @@ def _run_forked(name: str, parent: int, descriptor: int, run: Callable[[socket.s
         os._exit(code)
 
 
-def _keep_only(descriptor: int) -> None:
-    """Close what the parent had open, but for standard error and `descriptor`."""
+def _keep_only(descriptor: int) -> int:
+    """Close what the parent had open, but for standard error and `descriptor`; give the number that it has now.
+
+    A low one: select() takes none beyond 1023, and a parent that holds many files open gives higher ones.
+    """
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(nothing, 1)
@@ -140,6 +142,11 @@ def _keep_only(descriptor: int) -> None:
         top = max(int(entry.name) for entry in os.scandir("/proc/self/fd")) + 1
     os.closerange(3, descriptor)
     os.closerange(descriptor + 1, top)
+    if descriptor == 3:
+        return descriptor
+    os.dup2(descriptor, 3)
+    os.close(descriptor)
+    return 3
 
 
 class Keeper:

@@ -1,6 +1,7 @@
 """Sources in child processes: a driver that hangs or crashes costs its own source a turn, and nobody else anything."""
 
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -244,6 +245,21 @@ def test_no_third_process_is_started_beside_two_that_cannot_be_killed(agent, tmp
     it.after(1)
     it.turns("fake_state", 1)
     assert it.events()[2:] == [("source_recovered", "fake_state")]
+
+
+def test_an_agent_that_holds_many_files_open_has_children_all_the_same(agent, tmp_path):
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limit, min(most, 4096)), most))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        it = agent(FakeAccelerator(tmp_path / "fake"))
+        it.after(0)
+        it.turns("fake_state", 1)
+        assert it.values()["instep_fake_temperature_celsius"] == 41.0
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
 
 
 def test_a_keeper_that_is_killed_is_replaced(agent, tmp_path, caplog):
