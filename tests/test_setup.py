@@ -78,7 +78,7 @@ def machine(tmp_path):
 def ready(machine):
     """A machine with Python, a browser and every service, on which set-up has run."""
     machine.has("python3.11", PYTHON)
-    for command in ("chromium", "promtool", "amtool", "pg_createcluster", "gcc"):
+    for command in ("chromium", "promtool", "amtool", "pg_createcluster", "gcc", "ethtool"):
         machine.has(command)
     assert machine.setup("tests")[0] == 0
     return machine

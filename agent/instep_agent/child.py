@@ -121,10 +121,10 @@ def _run_forked(name: str, parent: int, descriptor: int, run: Callable[[socket.s
             os._exit(1)
         run(socket.socket(fileno=_keep_only(descriptor)))
         code = 0
-    except Exception:
+    except Exception:  # a forked process must not go on in its parent's stack: it says why, and ends with 1
         log.exception("%s ended by an error", name)
     finally:
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
             sys.stderr.flush()
         os._exit(code)
 
@@ -275,7 +275,7 @@ def _watch_all(
         except (Absent, AgentError) as error:
             log.debug("source %s stopped to watch: %s", name, error)
             del watchers[name]
-        except Exception:
+        except Exception:  # as in the runner's loop: whatever a source does, the others go on
             log.exception("source %s failed while it watched", name)
             del watchers[name]
         current().begin("")

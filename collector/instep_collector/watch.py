@@ -88,7 +88,7 @@ class Watch:
             started = time.perf_counter()
             try:
                 await self.tick()
-            except Exception:
+            except Exception:  # counted and told; a run that cannot be judged must not blind the server to the others
                 self._metrics.tick_errors.inc()
                 log.exception("A detector tick failed.")
             self._metrics.tick_seconds.observe(time.perf_counter() - started)

@@ -25,6 +25,8 @@ from instep_agent.wire import GpuReport, RankReport, Sample
 from made_nodes import RECORDED, Clock, node_at
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests import services
+
 TEMPERATURE = gauge("instep_x_celsius", "Temperature.", alias="DCGM_FI_DEV_GPU_TEMP")
 UTIL = gauge("instep_x_busy_ratio", "Busy.", alias="DCGM_FI_DEV_GPU_UTIL", alias_scale=100.0)
 ERRORS = counter("instep_x_errors_total", 'Errors \\ of a "thing".')
@@ -158,12 +160,8 @@ def test_there_is_one_page(tmp_path):
 
 def promtool():
     """Where promtool is. Missing it is a failure where the tests must all run."""
-    found = shutil.which("promtool")
-    if found is None and os.environ.get("CI") == "true":
-        pytest.fail("promtool is not installed: install Debian's package prometheus")
-    if found is None:
-        pytest.skip("needs promtool (Debian's package prometheus)")
-    return found
+    services.needed("prometheus", "promtool")
+    return shutil.which("promtool")
 
 
 def test_promtool_has_nothing_to_say_about_any_metric():

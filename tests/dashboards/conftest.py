@@ -1,11 +1,12 @@
 """Lets these tests import `tests.…`: the suite runs in importlib mode, which puts no folder on the path."""
 
-import os
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import services
 
 ROOT = Path(__file__).parents[2]
 if str(ROOT) not in sys.path:
@@ -13,13 +14,8 @@ if str(ROOT) not in sys.path:
 
 
 def _need(program: str) -> str:
-    path = shutil.which(program)
-    if path is None:
-        sentence = f"{program} is not installed: it comes with the Debian package prometheus."
-        if os.environ.get("CI") == "true":
-            pytest.fail(sentence)
-        pytest.skip(sentence)
-    return path
+    services.needed("prometheus", program)
+    return str(shutil.which(program))
 
 
 @pytest.fixture(scope="session")

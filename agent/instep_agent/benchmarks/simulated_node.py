@@ -35,7 +35,7 @@ class SimulatedNode:
         records = self._parts.enter_context(tempfile.TemporaryDirectory(prefix="instep-bench-", dir="/dev/shm"))
         try:
             self._build(Path(records))
-        except BaseException:
+        except BaseException:  # also an interrupt: what was started must not be left running
             self._parts.close()
             raise
         return self

@@ -40,7 +40,7 @@ def read_bundle(path: Path) -> tuple[EvidenceBundle, tuple[Verdict, ...]]:
         with zipfile.ZipFile(path) as archive:
             bundle = decode(_member(archive, path, "evidence.json"), EvidenceBundle)
             verdicts = decode(_member(archive, path, "verdicts.json"), tuple[Verdict, ...])
-    except (OSError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except (OSError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:  # zipfile raises it for odd methods
         raise EvidenceError(f"Cannot read {path} ({error}): give a bundle that Instep exported.") from error
     if bundle.version > FORMAT_VERSION:
         raise EvidenceError(f"{path} has format {bundle.version}, this Instep reads up to {FORMAT_VERSION}: update it.")

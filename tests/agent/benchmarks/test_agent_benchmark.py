@@ -1,7 +1,6 @@
 """`instep bench agent` over a real agent: what it measures is there, and the page of the node it stands on is sound."""
 
 import os
-import shutil
 import subprocess
 import sys
 
@@ -14,18 +13,19 @@ from instep_agent.benchmarks.usage import cpu_seconds, group_of, memory
 from instep_agent.config import PAGE_SERIES_MAX
 from instep_agent.errors import ConfigurationInvalid
 
+from tests import services
+
 
 @pytest.fixture(scope="module")
 def node():
-    if shutil.which("gcc") is None:
-        pytest.skip("The simulated node needs a C compiler: install gcc.")
+    services.needed("gcc libc6-dev", "gcc")
     try:
         with SimulatedNode() as node:
             yield node
     except ConfigurationInvalid as error:
         if "nvidia-nvml-dev" not in str(error):
             raise
-        pytest.skip(str(error))
+        services.cannot(str(error))
 
 
 def test_a_node_with_8_gpus_8_adapters_and_8_ranks_fits_on_the_page(node):
@@ -36,10 +36,9 @@ def test_a_node_with_8_gpus_8_adapters_and_8_ranks_fits_on_the_page(node):
 
 
 def test_promtool_has_nothing_to_say_of_our_names(node):
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed: it comes with Prometheus.")
-    done = subprocess.run([promtool, "check", "metrics"], input=node.page(), capture_output=True, text=True, timeout=60)
+    services.needed("prometheus", "promtool")
+    command = ["promtool", "check", "metrics"]
+    done = subprocess.run(command, input=node.page(), capture_output=True, text=True, timeout=60)
     said = (done.stdout + done.stderr).splitlines()
     assert [line for line in said if line.startswith(("instep_", "node_"))] == []
     assert all(line.startswith("DCGM_") for line in said if line), "names of another exporter stay as people know them"

@@ -1,12 +1,13 @@
 """Builds the stand-in for the NVIDIA driver's library, once for a test session, and says why when it cannot."""
 
 import importlib.metadata
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.services import cannot
 
 SOURCES = Path(__file__).parent
 FLAGS = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread"]
@@ -35,13 +36,6 @@ def build(folder: Path) -> Path:
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     return folder
-
-
-def cannot(why: str) -> None:
-    """Skip with the reason; where the suite must be whole, fail."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(why)
-    pytest.skip(why)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ from instep_agent.sources.ethernet import Ethernet
 from made_nodes import Clock, node_at
 from sysfs_trees import Tree, look, write
 
+from tests import services
+
 MLX5 = {"rx_packets": 9, "rx_discards_phy": 4, "rx_global_pause": 0, "tx_pause_storm_error_events": 1}
 MLX5 |= {f"rx_prio{priority}_pause": 0 for priority in range(8)}
 MLX5 |= {f"tx_prio{priority}_pause": 0 for priority in range(8)}
@@ -271,7 +273,7 @@ def test_a_hostile_tree_neither_hangs_nor_kills(watch):
 def test_this_machines_kernel_answers_as_the_ethtool_program_says():
     program = shutil.which("ethtool", path="/usr/sbin:/usr/bin:/sbin")
     if program is None:
-        pytest.skip("Needs the program ethtool (Debian's package ethtool).")
+        services.cannot("ethtool is missing: apt-get install ethtool.")
     ethtool = Ethtool()
     try:
         for interface in sorted(path.name for path in Path("/sys/class/net").iterdir() if (path / "device").exists()):
