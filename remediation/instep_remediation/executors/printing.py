@@ -10,7 +10,7 @@ from instep_remediation.actions import Action, CordonNode, DrainNode, UncordonNo
 from instep_remediation.node_executor import Outcome, Progress, Step
 
 if TYPE_CHECKING:
-    from instep_remediation.server.config import ServerConfig
+    from instep_remediation.executors import ExecutorSettings
 
 STEPS: dict[type[Action], tuple[str, ...]] = {
     CordonNode: ("cordon",),
@@ -39,6 +39,6 @@ class PrintingExecutor:
         return Progress(Outcome.DONE, "Nothing was changed: this executor only prints.")
 
 
-def make(_config: ServerConfig) -> PrintingExecutor:
+def make(_config: ExecutorSettings) -> PrintingExecutor:
     """Return it; there is nothing to configure."""
     return PrintingExecutor()

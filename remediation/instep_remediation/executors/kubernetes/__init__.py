@@ -9,10 +9,10 @@ from instep_collector.errors import StartError
 from instep_remediation.node_executor import NodeExecutor
 
 if TYPE_CHECKING:
-    from instep_remediation.server.config import ServerConfig
+    from instep_remediation.executors import ExecutorSettings
 
 
-def make(config: ServerConfig) -> NodeExecutor:
+def make(config: ExecutorSettings) -> NodeExecutor:
     """Return it, connected; raises StartError with one sentence when it cannot be had."""
     try:
         from instep_remediation.executors.kubernetes.connection import connect
