@@ -165,6 +165,10 @@ def _kinds(path: Path, table: Any) -> NDArray[np.int8]:
 def _codes(path: Path, chunk: Any) -> NDArray[np.int8]:
     if len(chunk.dictionary) > KINDS_MAX:
         raise EvidenceError(f"The trace {path} has more than {KINDS_MAX} kinds in its column optype: name kinds only.")
-    known = np.array([*(CODES.get(name, -1) for name in chunk.dictionary.to_pylist()), -1], dtype=np.int8)
+    try:
+        names = chunk.dictionary.to_pylist()
+    except UnicodeDecodeError as error:
+        raise EvidenceError(f"The trace {path} holds no UTF-8 in its column optype: copy it again.") from error
+    known = np.array([*(CODES.get(name, -1) for name in names), -1], dtype=np.int8)
     codes: NDArray[np.int8] = known[chunk.indices.to_numpy()]
     return codes

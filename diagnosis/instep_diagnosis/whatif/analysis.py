@@ -141,8 +141,11 @@ def decompose(
     worst = slowest(least_PD, math.ceil(WORST_SHARE * worker_PD.size))
     order = slowest(worker_PD, worker_PD.size)
     counts = _doubling(len(order))
-    masks = [sc.workers_recorded(layout, each) for each in (worst, *(order[:count] for count in counts))]
+    # The worst workers are mostly the first of the order as well, and a set is replayed once.
+    fixed = list(dict.fromkeys([worst, *(order[:count] for count in counts)]))
+    masks = [sc.workers_recorded(layout, each) for each in fixed]
     fixed_ST = replay(model, sc.whole(layout, [masks[0], *(~mask for mask in masks)]))
+    without_T = dict(zip(fixed, fixed_ST[1:], strict=True))
     loss = float(simulated_T.mean()) - ideal
     last = tuple((layout.pp - 1, dp) for dp in range(layout.dp))
     return Analysis(
@@ -157,11 +160,11 @@ def decompose(
         dp_seconds_DT=paired_PDT[0],
         optype_seconds_T=dict(zip(by_report, whole_ST[2 + layout.pp :], strict=True)),
         worker_seconds_PDT=paired_PDT[1:],
-        worst_workers=_blame(worst, simulated_T, fixed_ST[1], fixed_ST[0], ideal),
+        worst_workers=_blame(worst, simulated_T, without_T[worst], fixed_ST[0], ideal),
         last_stage=_blame(last, simulated_T, without_last_T, stage_PT[-1], ideal),
         recovered=tuple(
-            (count, _share(float(simulated_T.mean() - fixed_T.mean()), loss, ideal))
-            for count, fixed_T in zip(counts, fixed_ST[2:], strict=True)
+            (count, _share(float(simulated_T.mean() - without_T[order[:count]].mean()), loss, ideal))
+            for count in counts
         ),
     )
 

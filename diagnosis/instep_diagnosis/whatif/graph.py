@@ -114,12 +114,11 @@ def _slots(ordered: list[list[int]], waits: list[set[int]], finals: list[int]) -
         ending[node].append(op)
     slot_O, free, count = np.zeros(len(waits), dtype=np.int32), [], 0
     for node, group in enumerate(ordered):
-        ended = set(ending[node])
-        free += [int(slot_O[op]) for op in ended.difference(group)]
         for op in group:
             if not free:
                 free.append(count)
                 count += 1
             slot_O[op] = free.pop()
-        free += [int(slot_O[op]) for op in ended.intersection(group)]
+        # Only now: a node may read its operations' ends while it writes its own.
+        free += [int(slot_O[op]) for op in ending[node]]
     return slot_O

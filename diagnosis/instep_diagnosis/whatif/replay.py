@@ -1,13 +1,13 @@
 """Replays the graph of a step under many scenarios at once: the longest path, with waits made anew.
 
 `start` of an operation is the latest end of what it waits for; a group is ready at its latest start; each member ends
-its own seconds later. Shapes: `O` operations, `D` data-parallel ranks, `T` steps, `S` scenarios, `L` lanes of one.
+its own seconds later. Shapes: `O` operations, `D` data-parallel ranks, `T` steps, `S` scenarios, `L` lanes of a pair.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -47,15 +47,14 @@ def ideal_seconds(model: Model) -> float:
 
 
 def replay(model: Model, scenarios: Scenarios) -> Array:
-    """Step seconds [scenario, step], by NumPy alone."""
-    recorded_KSL, dp_SL = scenarios.recorded_KSL, scenarios.dp_SL
-    steps = model.weights.recorded_ODT.shape[2]
-    row_bytes = 8 * len(model.class_O) * dp_SL.size
+    """Step seconds [scenario, step], of paired scenarios [scenario and data-parallel rank, step]; by NumPy alone."""
+    recorded_KSD = scenarios.recorded_KSD
+    steps, count = model.weights.recorded_ODT.shape[2], recorded_KSD.shape[1]
+    row_bytes = 8 * len(model.class_O) * recorded_KSD[0].size * scenarios.lanes
     block = max(1, min(steps, BLOCK_BYTES_MAX // row_bytes))
-    if block == 1 and row_bytes > BLOCK_BYTES_MAX and len(dp_SL) > 1:
-        half = len(dp_SL) // 2
-        halves = (slice(None, half), slice(half, None))
-        return np.concatenate([replay(model, Scenarios(recorded_KSL[:, part], dp_SL[part])) for part in halves])
+    if block == 1 and row_bytes > BLOCK_BYTES_MAX and count > 1:
+        halves = (recorded_KSD[:, : count // 2], recorded_KSD[:, count // 2 :])
+        return np.concatenate([replay(model, replace(scenarios, recorded_KSD=half)) for half in halves])
     blocks = [_block(model, scenarios, slice(first, first + block)) for first in range(0, steps, block)]
     return np.concatenate(blocks, axis=1)
 
@@ -63,25 +62,24 @@ def replay(model: Model, scenarios: Scenarios) -> Array:
 def _block(model: Model, scenarios: Scenarios, steps: slice) -> Array:
     recorded_ODT = model.weights.recorded_ODT[:, :, steps]
     ideal_O, class_O = model.weights.ideal_O.tolist(), model.class_O.tolist()
-    count, lanes = scenarios.dp_SL.shape
-    ends_OSLT = np.empty((len(class_O), count, lanes, recorded_ODT.shape[2]))
-    masks_KSL1 = scenarios.recorded_KSL[..., None]
-    dps = np.arange(recorded_ODT.shape[1])
-    is_plain = lanes == len(dps) and bool((scenarios.dp_SL == dps).all())
+    _, count, dp = scenarios.recorded_KSD.shape
+    ends_OLSDT = np.empty((len(class_O), scenarios.lanes, count, dp, recorded_ODT.shape[2]))
+    masks_KLSD1 = np.zeros((len(scenarios.recorded_KSD), *ends_OLSDT.shape[1:4], 1), dtype=bool)
+    masks_KLSD1[:, 0, ..., 0] = scenarios.recorded_KSD
+    waiting_axis = 0 if scenarios.is_paired else 2
     for ops, waits, is_wide in model.graph.nodes():
-        ready_SLT: Array | None = None
+        ready_LSDT: Array | None = None
         for before in waits:
             for op in before:
-                ready_SLT = ends_OSLT[op] if ready_SLT is None else np.maximum(ready_SLT, ends_OSLT[op])
-        if is_wide and ready_SLT is not None:
-            ready_SLT = ready_SLT.max(axis=1, keepdims=True)
+                ready_LSDT = ends_OLSDT[op] if ready_LSDT is None else np.maximum(ready_LSDT, ends_OLSDT[op])
+        if is_wide and ready_LSDT is not None:
+            ready_LSDT = ready_LSDT.max(axis=waiting_axis, keepdims=True)
         for op in ops:
-            recorded = recorded_ODT[op] if is_plain else recorded_ODT[op][scenarios.dp_SL]
-            ends_OSLT[op] = np.where(masks_KSL1[class_O[op]], recorded, ideal_O[op])
-            if ready_SLT is not None:
-                ends_OSLT[op] += ready_SLT
-    latest: Array = ends_OSLT[model.graph.finals].max(axis=(0, 2))
-    return latest
+            ends_OLSDT[op] = np.where(masks_KLSD1[class_O[op]], recorded_ODT[op], ideal_O[op])
+            if ready_LSDT is not None:
+                ends_OLSDT[op] += ready_LSDT
+    latest: Array = ends_OLSDT[model.graph.finals].max(axis=(0, 1))
+    return latest.reshape(count * dp, -1) if scenarios.is_paired else latest.max(axis=1)
 
 
 def _ideal_ends(graph: Graph, ideal_O: list[float]) -> Array:

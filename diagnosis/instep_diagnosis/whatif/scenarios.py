@@ -1,6 +1,6 @@
 """Which operations keep their recorded time in which scenario; all others take their ideal.
 
-Shapes: `K` classes of operations (one kind on one stage), `S` scenarios, `L` lanes of a scenario.
+Shapes: `K` classes of operations (one kind on one stage), `S` scenarios, `D` data-parallel ranks.
 """
 
 from __future__ import annotations
@@ -21,33 +21,34 @@ Workers = Iterable[tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Scenarios:
-    """What is recorded where. Data-parallel groups wait for all lanes of a scenario."""
+    """What is recorded where."""
 
-    recorded_KSL: Mask
-    dp_SL: NDArray[np.int64]
-    """The data-parallel rank that a lane takes its recorded times from."""
+    recorded_KSD: Mask
+    is_paired: bool = False
+    """Each data-parallel rank is a scenario of its own, beside one ideal lane that stands for all other ranks; else
+    the ranks of a scenario wait for one another."""
+
+    @property
+    def lanes(self) -> int:
+        """Two for a pair; a job with one data-parallel rank has no others."""
+        return 2 if self.is_paired and self.recorded_KSD.shape[2] > 1 else 1
 
 
 def whole(layout: Layout, masks: list[Mask]) -> Scenarios:
-    """Scenarios over all lanes of the job, each given as [kind, stage, data-parallel rank]."""
-    recorded = np.stack(masks, axis=2).reshape(len(o.OPTYPES) * layout.pp, len(masks), layout.dp)
-    return Scenarios(recorded, np.tile(np.arange(layout.dp), (len(masks), 1)))
+    """Scenarios over all ranks of the job, each given as [kind, stage, data-parallel rank]."""
+    return Scenarios(np.stack(masks, axis=2).reshape(len(o.OPTYPES) * layout.pp, len(masks), layout.dp))
 
 
 def paired(layout: Layout) -> Scenarios:
     """Each data-parallel rank, then each worker by stage, alone recorded: one real lane, one ideal for all others.
 
     The lanes of ideal ranks are alike, so one stands for all of them: the cost of a scenario does not grow with their
-    number. The first `dp` scenarios are the ranks, the next `dp` the workers of stage 0, and so on.
+    number. The first scenario is that of the ranks, the next that of the workers of stage 0, and so on.
     """
-    pp, dp, kinds = layout.pp, layout.dp, len(o.OPTYPES)
-    rows = np.ones((1 + pp, pp), dtype=bool)
-    rows[1:] = np.eye(pp, dtype=bool)
-    recorded = np.zeros((kinds, pp, 1 + pp, dp, 2 if dp > 1 else 1), dtype=bool)
-    recorded[..., 0] = rows.T[None, :, :, None]
-    lanes = recorded.shape[-1]
-    dp_SL = np.tile(np.repeat(np.arange(dp), lanes).reshape(dp, lanes), (1 + pp, 1))
-    return Scenarios(recorded.reshape(kinds * pp, (1 + pp) * dp, lanes), dp_SL)
+    rows = np.ones((1 + layout.pp, layout.pp), dtype=bool)
+    rows[1:] = np.eye(layout.pp, dtype=bool)
+    recorded = np.tile(rows.T[None, :, :, None], (len(o.OPTYPES), 1, 1, layout.dp))
+    return Scenarios(recorded.reshape(-1, 1 + layout.pp, layout.dp), is_paired=True)
 
 
 def nothing(layout: Layout) -> Mask:

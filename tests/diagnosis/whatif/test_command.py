@@ -231,6 +231,12 @@ def test_a_missing_column_is_named(files, capsys, name):
     assert f"needs one column {name}" in refusal(capsys, files[0], "--meta", files[1])
 
 
+def test_names_that_are_no_text_are_refused(files, capsys):
+    damaged = pa.array([b"forward-\x80"] + [b"optimizer"] * (ROWS - 1), pa.binary()).view(pa.string())
+    pq.write_table(replaced("optype", damaged), files[0])
+    assert "no UTF-8 in its column optype" in refusal(capsys, files[0], "--meta", files[1])
+
+
 def test_model_chunks_are_needed_only_with_more_than_one(files, capsys):
     pq.write_table(table().drop_columns(["mc"]), files[0])
     assert main([str(files[0]), "--meta", str(files[1]), "--json", "-"]) == 0

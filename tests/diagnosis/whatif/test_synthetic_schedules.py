@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from instep_diagnosis.whatif import optypes as o
 from instep_diagnosis.whatif.analysis import analyse, prepare
+from instep_diagnosis.whatif.replay import replay
+from instep_diagnosis.whatif.scenarios import nothing, paired, whole
 from instep_diagnosis.whatif.synthetic import Plan, Player, synthetic_trace
 from instep_diagnosis.whatif.trace import Layout, lay_out
 
@@ -127,3 +129,27 @@ def test_transfers_that_carry_nothing_change_nothing():
     again = analyse(type(trace)(trace.layout, *joined))
     assert again.slowdown == plain.slowdown
     assert np.array_equal(again.worker_seconds_PDT, plain.worker_seconds_PDT)
+
+
+@every_plan
+@pytest.mark.parametrize("tile_bytes", [1, 4_000, 1 << 20])
+def test_replays_in_tiles_of_any_size_agree_to_the_last_bit(plan, tile_bytes, monkeypatch):
+    """Ranks and steps in parts, rows and ranks that are recorded in part: the compiled replay against the plain one."""
+    compiled = pytest.importorskip("instep_diagnosis.whatif.compiled", reason="needs numba")
+    dice = np.random.default_rng(7)
+    draws = dice.uniform(0.5, 1.5, (5, len(o.OPTYPES), plan.layout.pp, plan.layout.dp, 64))
+
+    def uneven(step, kind, stage, dp, number):
+        return equal(step, kind, stage, dp, number) * draws[step, o.CODES[kind], stage, dp, number]
+
+    _, model = prepare(lay_out(synthetic_trace(plan, uneven, 5)[0]))
+    masks = [dice.random((len(o.OPTYPES), plan.layout.pp, plan.layout.dp)) < share for share in (0.1, 0.5, 0.9, 1)]
+    every = [whole(plan.layout, [nothing(plan.layout), *masks]), paired(plan.layout)]
+    plain = [replay(model, scenarios) for scenarios in every]
+    assert len({float(seconds.sum()) for seconds in plain[0]}) > len(masks) or plan.layout.pp * plan.layout.dp == 1
+    monkeypatch.setattr(compiled, "TILE_BYTES", tile_bytes)
+    monkeypatch.setattr(compiled, "TILE_STEPS_MIN", 2)
+    monkeypatch.setattr("instep_diagnosis.whatif.replay.BLOCK_BYTES_MAX", tile_bytes)
+    for scenarios, wanted in zip(every, plain, strict=True):
+        assert np.array_equal(compiled.replay(model, scenarios), wanted)
+        assert np.array_equal(replay(model, scenarios), wanted)
