@@ -154,7 +154,7 @@ def _tile(
 
 
 @_compiled
-def _gather(graph: Any, group: Any, lane: int, count: int, ideal_end_O: Any, is_off_OL: Any, ends_RV: Any) -> int:
+def _gather(graph: Any, group: Any, lane: int, count: int, ideal_end_O: Any, is_off_OL: Any, ends_RV: Any) -> Any:
     """The row that holds when a group could start on one lane: the latest end of what its members wait for."""
     _, _, _, wait_starts, waits_for, slot_O = graph
     lanes = is_off_OL.shape[1]
