@@ -123,6 +123,8 @@ class Children:
         self._control: socket.socket | None = None
         self._orphans: set[int] = set()
         self._ready: list[Report] = []
+        self._polled: tuple[int, ...] = ()
+        self._poller = select.poll()
         self._said: set[int] | None = None
         """Who had something to say when `wait` came back; None when nobody waited, and all are to be asked."""
         if self._children:
@@ -162,12 +164,13 @@ class Children:
 
     def wait(self, timeout_seconds: float, also: Sequence[int] = ()) -> set[int]:
         """Wait until a child says something, or one of these descriptors does; give those that did."""
-        poll = select.poll()
-        for one in self._sockets():
-            poll.register(one, select.POLLIN)
-        for descriptor in also:
-            poll.register(descriptor, select.POLLIN)
-        self._said = {descriptor for descriptor, _ in poll.poll(max(0.0, timeout_seconds) * 1000)}
+        wanted = (*(one.fileno() for one in self._sockets()), *also)
+        if wanted != self._polled:
+            self._poller = select.poll()
+            for descriptor in wanted:
+                self._poller.register(descriptor, select.POLLIN)
+            self._polled = wanted
+        self._said = {descriptor for descriptor, _ in self._poller.poll(max(0.0, timeout_seconds) * 1000)}
         return self._said
 
     def poll(self, now_seconds: float) -> list[Report]:
@@ -182,7 +185,8 @@ class Children:
         for child in self._children.values():
             if child.asked and child.deadline_seconds <= now_seconds:
                 self._lose(child, "deadline", now_seconds)
-            self._go_on(child, now_seconds)
+            if child.pending:
+                self._go_on(child, now_seconds)
         ready, self._ready = self._ready, []
         return ready
 

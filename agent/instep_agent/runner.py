@@ -16,7 +16,7 @@ from instep_agent.frames import FrameBuilder, Tick
 from instep_agent.isolation import Blocked, Children, Loss, Report
 from instep_agent.metric import counter, gauge
 from instep_agent.node import Fact, Node, Source, wake_descriptor
-from instep_agent.source_state import SAID_ONCE_MAX, SOURCE_METRICS, SourceState
+from instep_agent.source_state import SAID_ONCE_MAX, SOURCE_METRICS, SourceState, early_seconds
 from instep_agent.turn import Turn, take_turn
 from instep_agent.wire import Dictionary, Frame, GpuReport, RankReport, Sample
 
@@ -30,8 +30,6 @@ WOKEN_SECONDS = 1.0
 FACT_WAIT_SECONDS = 0.05
 """A fact waits no longer than this for the other sources that are due at the same time."""
 STOP_CHECK_SECONDS = 1.0
-TOGETHER_SECONDS, TOGETHER_RATIO = 0.1, 0.05
-"""What is due so soon, as time and as share of its interval, is done now: waking up once costs less than twice."""
 VALUES_EARLY_SECONDS = 0.1
 """A tick so little before its time sends the values too: ticks come late, and one in two would be passed over."""
 
@@ -95,6 +93,8 @@ class Runner:
         self._blocked: set[str] = set()
         self.states = [SourceState(source) for source in sources]
         self._by_name = {state.name: state for state in self.states}
+        self._waking = [state for state in self.states if hasattr(state.source, "wake_descriptor")]
+        self._urgent = [state for state in self.states if state.source.interval_seconds <= URGENT_SECONDS]
         self.children = Children(node, sources)
         self._facts: tuple[Fact, ...] = ()
         self._made_at_seconds = 0.0
@@ -113,24 +113,21 @@ class Runner:
     def wait(self, timeout_seconds: float) -> None:
         """Wait until a child has news, or a source's own descriptor; no longer than that.
 
-        A source that was asked within its interval is not listened to: one whose descriptor is always ready, as that of
-        a file is, then costs no more than one without.
+        A source that is due within its interval is not listened to: one whose descriptor is always ready, as that of a
+        file is, then costs no more than one without.
         """
         now_seconds = self._clock_seconds()
         listened: dict[int, SourceState | None] = {self._woken: None}
-        for state in self.states:
-            if (descriptor := wake_descriptor(state.source)) >= 0:
-                rest_seconds = state.asked_at_seconds + state.source.interval_seconds - now_seconds
-                if rest_seconds > 0:
-                    timeout_seconds = min(timeout_seconds, rest_seconds)
-                else:
-                    listened[descriptor] = state
+        for state in self._waking:
+            if state.next_due_seconds > state.asked_at_seconds + state.source.interval_seconds:
+                listened[wake_descriptor(state.source)] = state
+        listened.pop(-1, None)
         for descriptor in self.children.wait(timeout_seconds, tuple(listened)) & listened.keys():
             woken = listened[descriptor]
             if woken is None:
                 os.read(self._woken, 4096)
             else:
-                woken.next_due_seconds = now_seconds
+                woken.next_due_seconds = max(now_seconds, woken.asked_at_seconds + woken.source.interval_seconds)
 
     def say_last_words(self) -> None:
         """Send what sources have counted and not said yet; once, when the agent stops."""
@@ -154,17 +151,14 @@ class Runner:
         """
         now_seconds = self._clock_seconds()
         self._hear(self.children.poll(now_seconds))
-        self._drill()
         for state in self.states:
-            if self._ask_if_due(state):
-                for urgent in self.states:
-                    if urgent.source.interval_seconds <= URGENT_SECONDS and urgent is not state:
-                        self._ask_if_due(urgent)
+            if state.is_due(self._clock_seconds()) and self._ask(state):
+                for urgent in self._urgent:
+                    if urgent is not state and urgent.is_due(self._clock_seconds()):
+                        self._ask(urgent)
                 if self._tick.facts and self._clock_seconds() - now_seconds > FACT_WAIT_SECONDS:
                     self._send_frame(is_tick=False)
-        is_tick = self._next_frame_seconds <= now_seconds + min(
-            TOGETHER_SECONDS, TOGETHER_RATIO * self._interval_seconds
-        )
+        is_tick = self._next_frame_seconds <= now_seconds + early_seconds(self._interval_seconds)
         if is_tick:
             self._next_frame_seconds = now_seconds + self._interval_seconds
         if is_tick or self._tick.facts:
@@ -203,19 +197,19 @@ class Runner:
 
     def _drill(self) -> None:
         """Begin and end drills; a source whose readings they change is asked at once, however rare its turns are."""
-        before = self._drills.metrics
+        before = self._drills.metrics if self._drills.is_active else set()
         facts = self._drills.look(self._node)
+        if not facts and not self._drills.is_active:
+            return
         self._add_facts(facts)
         for state in self.states if facts else ():
             if state.metric_names & (before | self._drills.metrics):
                 state.next_due_seconds = 0.0
         self.children.pause(self._drills.stopped_children)
 
-    def _ask_if_due(self, state: SourceState) -> bool:
+    def _ask(self, state: SourceState) -> bool:
         """Ask in the loop's own thread, or hand over to a child; give whether the loop itself was held up."""
         now_seconds = self._clock_seconds()
-        if state.next_due_seconds > now_seconds + min(TOGETHER_SECONDS, TOGETHER_RATIO * state.source.interval_seconds):
-            return False
         state.asked_at_seconds = now_seconds
         state.next_due_seconds = now_seconds + state.source.interval_seconds
         if self.children.has(state.name):
@@ -226,10 +220,12 @@ class Runner:
         self._running = None
         if wake_descriptor(state.source) >= 0:
             state.next_due_seconds = now_seconds + max(WOKEN_SECONDS, state.source.interval_seconds)
+        self._drill()  # after the reading: what it shows of a drill that has just begun is marked
         self._take(state, turn)
         return True
 
     def _hear(self, reports: Sequence[Report]) -> None:
+        self._drill()
         for report in reports:
             if isinstance(report, Turn):
                 self._take(self._by_name[report.source], report)
@@ -239,7 +235,6 @@ class Runner:
                 self._hear_blocked(report)
 
     def _take(self, state: SourceState, turn: Turn) -> None:
-        self._drill()
         turn = self._drills.overlay(turn)
         samples = self._known(state, turn.samples)
         state.is_fresh = True

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from instep_agent.errors import Absent, SourceFailed
+from instep_agent.file_watch import FileWatch
 from instep_agent.folding import WINDOW_SECONDS, Fold
 from instep_agent.kernel_lines import is_interesting, pid_of, unescaped
 from instep_agent.metric import counter
@@ -59,6 +60,8 @@ class KernelLog:
         self._descriptor = -1
         self._path = Path()
         self._is_device = False
+        self._watch: FileWatch | None = None
+        self._has_more = False
         self._is_history = False
         self._rest = b""
         self._last_sequence: int | None = None
@@ -74,6 +77,8 @@ class KernelLog:
         """Yield what was logged since last time. Raise `Absent` without a log, `SourceFailed` if unreadable."""
         if self._descriptor < 0:
             self._open(node.root / "dev/kmsg")
+        if self._watch is not None:
+            self._watch.forget()
         now_ns = node.monotonic_ns()
         for lines in self._read_chunks():
             self._lines_total += len(lines)
@@ -94,14 +99,19 @@ class KernelLog:
             yield self._lost(node)
 
     def wake_descriptor(self) -> int:
-        """Give the open device, which can be waited for; a file in its place is always ready, and so cannot."""
-        return self._descriptor if self._is_device else -1
+        """Give the open device, or the watch on a file in its place, which itself is always ready; -1 without one."""
+        if self._is_device or self._has_more:
+            return self._descriptor
+        return -1 if self._watch is None else self._watch.descriptor
 
     def close(self) -> None:
         """Let go of the log; the next `collect` opens it again."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
 
     def _open(self, path: Path) -> None:
         try:
@@ -115,12 +125,14 @@ class KernelLog:
             ) from error
         self._path = path
         self._is_device = stat.S_ISCHR(os.fstat(self._descriptor).st_mode)
+        self._watch = None if self._is_device else FileWatch(Path(f"/proc/self/fd/{self._descriptor}"))
         self._is_history = not self._was_absent  # what appears after the agent's start is all new
         self._rest = b""
 
     def _read_chunks(self) -> Iterator[list[bytes]]:
         size = RECORD_BYTES_MAX if self._is_device else FILE_CHUNK_BYTES
         until_seconds = time.monotonic() + TURN_SECONDS_MAX
+        self._has_more = False
         while time.monotonic() < until_seconds:
             try:
                 data = os.read(self._descriptor, size)
@@ -135,6 +147,7 @@ class KernelLog:
                 self._notice_another_file()
                 return
             yield self._split(data)
+        self._has_more = True
 
     def _split(self, data: bytes) -> list[bytes]:
         if self._is_device:  # one record, whose further lines hold its key=value dictionary

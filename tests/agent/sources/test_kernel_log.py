@@ -5,18 +5,22 @@ import json
 import os
 import re
 import secrets
+import select
 import time
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from instep_agent import file_watch
 from instep_agent.errors import Absent, SourceFailed
 from instep_agent.folding import SENT_MAX, VARIANTS_MAX, WINDOW_SECONDS, Fold
 from instep_agent.kernel_lines import is_interesting
 from instep_agent.node import Fact, Node
 from instep_agent.runner import Runner
+from instep_agent.sources import kernel_log
 from instep_agent.sources.kernel_log import KernelLog
 from made_nodes import Clock, node_at
 
@@ -407,6 +411,44 @@ def test_a_fifo_is_read_as_it_fills_and_never_blocks(log):
     assert [fact.text for fact in log.collect()] == [XID]
     os.close(writer)
     assert log.collect() == []
+
+
+def is_ready(source, seconds=0.0):
+    return bool(select.select([source.wake_descriptor()], [], [], seconds)[0])
+
+
+@pytest.mark.parametrize("make", [Path.touch, os.mkfifo])
+def test_what_is_written_wakes_the_agent_until_it_was_read(log, make):
+    make(log.path)
+    log.collect()
+    assert not is_ready(log.source)
+    writer = os.open(log.path, os.O_WRONLY | os.O_APPEND)
+    os.write(writer, (XID + "\n").encode())
+    assert is_ready(log.source, 20.0)
+    assert [fact.text for fact in log.collect()] == [XID]
+    assert not is_ready(log.source)
+    os.close(writer)
+
+
+def test_a_file_that_a_turn_did_not_get_through_keeps_the_agent_awake(running, monkeypatch):
+    running.collect()
+    running.write(*["a line"] * 20_000)
+    monkeypatch.setattr(kernel_log, "TURN_SECONDS_MAX", 1e-9)
+    running.collect()
+    assert is_ready(running.source)
+    monkeypatch.undo()
+    running.collect_all(20_000)
+    running.collect()
+    assert not is_ready(running.source)
+
+
+def test_a_node_without_watches_to_spare_still_reads_its_log(running, monkeypatch):
+    running.source.close()
+    monkeypatch.setattr(file_watch.ctypes, "CDLL", lambda _name: SimpleNamespace(inotify_init1=lambda _flags: -1))
+    running.collect()
+    assert running.source.wake_descriptor() == -1
+    running.write(XID)
+    assert [fact.text for fact in running.collect()] == [XID]
 
 
 def test_bytes_that_are_no_text_do_no_harm(running):
