@@ -75,15 +75,22 @@ def recovery_of(fact: NodeFact) -> int | None:
 
 
 def _recovery(fact: NodeFact, facts: Iterable[NodeFact]) -> int | None:
-    """What the fault's GPU asks for. That it asks for nothing any more ends an older fault and excuses no newer one."""
+    """What the fault's GPU asks for. That it asks for nothing any more ends an older fault and excuses no newer one.
+    What a drill makes it ask for is about a drill's fault only."""
     told = [
         other
         for other in facts
-        if (other.node, other.boot_id) == (fact.node, fact.boot_id) and recovery_of(other) is not None
+        if (other.node, other.boot_id, other.is_drill) == (fact.node, fact.boot_id, fact.is_drill)
+        if recovery_of(other) is not None
         if (other.gpu and other.gpu == fact.gpu) or (other.gpu_index is not None and other.gpu_index == fact.gpu_index)
     ]
     newest = min(told, key=lambda other: other.age_seconds, default=None)
     return (recovery_of(newest) or None) if newest is not None else None
+
+
+def is_drill(fact: NodeFact, fault: KernelFault) -> bool:
+    """Whether a fault was made on purpose: as its agent says, or as the driver says in the line itself."""
+    return fact.is_drill or fault.line.is_injected
 
 
 def fault_label(fault: KernelFault) -> str:
@@ -120,9 +127,9 @@ def _is_same_gpu(state: RankState, fact: NodeFact) -> bool:
 
 
 def _decisive(related: Sequence[RankFault], job: JobState) -> dict[int, RankFault]:
-    """rank → the fatal fault that explains it best."""
+    """rank → the fatal fault that explains it best; a drill's, only where there is no real one."""
     best: dict[int, RankFault] = {}
-    for found in sorted(related, key=lambda f: (not f.is_same_gpu, -f.fact.age_seconds)):
+    for found in sorted(related, key=lambda f: (is_drill(f.fact, f.fault), not f.is_same_gpu, -f.fact.age_seconds)):
         if found.fault.severity == FATAL and found.fault.is_of_device:
             best.setdefault(found.rank, found)
     return best
@@ -132,7 +139,7 @@ def _evidence(related: Sequence[RankFault]) -> tuple[Evidence, ...]:
     lines: dict[str, Evidence] = {}
     for found in related:
         fact, fault = found.fact, found.fault
-        drill = " (a drill)" if fact.is_drill else ""
+        drill = " (a drill)" if is_drill(fact, fault) else ""
         label = "" if fault.line.code is None else f"{'SXid' if fault.line.kind == 'sxid' else 'Xid'} {fault.line.code}"
         text = f"{label or 'Kernel fault'} on {fact.node}{gpu_words(fact)}{drill}: {fault.text}."
         lines.setdefault(
@@ -152,6 +159,7 @@ def _evidence(related: Sequence[RankFault]) -> tuple[Evidence, ...]:
                     "gpu": fact.gpu,
                     "event_id": fact.event_id,
                     "is_same_gpu": found.is_same_gpu,
+                    "is_drill": is_drill(fact, fault),
                 },
             ),
         )
@@ -163,9 +171,13 @@ def _blamed(verdict: Verdict, job: JobState, decisive: dict[int, RankFault]) -> 
     old = {suspect.rank: suspect for suspect in verdict.suspects}
     blamed = [_suspect(states[rank], found, old.get(rank)) for rank, found in sorted(decisive.items())]
     others = [suspect for suspect in verdict.suspects if suspect.rank not in decisive]
-    first = min(decisive.values(), key=lambda found: (not found.is_same_gpu, found.rank))
+    first = min(
+        decisive.values(),
+        key=lambda found: (is_drill(found.fact, found.fault), not found.is_same_gpu, found.rank),
+    )
     label = fault_label(first.fault)
-    seen = f"{label} ({first.fault.text}) on {first.fact.node}{gpu_words(first.fact)}"
+    drill = " (a drill)" if is_drill(first.fact, first.fault) else ""
+    seen = f"{label} ({first.fault.text}) on {first.fact.node}{gpu_words(first.fact)}{drill}"
     distance = first.fact.age_seconds - verdict.onset_age_seconds
     when = f"{abs(distance):.1f} s {'earlier' if distance >= 0 else 'later'}"
     return replace(
@@ -176,7 +188,7 @@ def _blamed(verdict: Verdict, job: JobState, decisive: dict[int, RankFault]) -> 
         owner=Owner.NODE,
         cause=Cause.GPU_FAULT,
         is_node_at_fault=True,
-        is_drill=verdict.is_drill or first.fact.is_drill or first.fault.line.is_injected,
+        is_drill=verdict.is_drill or is_drill(first.fact, first.fault),
         fault_class=first.fault.identity_class,
         boot_id=first.fact.boot_id,
     )

@@ -28,6 +28,7 @@ from instep_remediation.openings import (
     Opening,
     end_for_job,
     identity,
+    label_drill,
     note,
     open_incident,
     resolve,
@@ -184,6 +185,7 @@ def _decided(session: Session, report: Report, body: control.LocalDecision, at: 
         row.state = "open"
         note(row, sentence)
         if verdict is not None and row.verdict_at is None:
+            label_drill(row, verdict)
             row.summary, row.verdict = verdict.summary, verdict_to_json(verdict)
             row.alarm_at, row.verdict_at = row.alarm_at or at, at
 

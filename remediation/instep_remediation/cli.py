@@ -23,6 +23,7 @@ from instep_remediation.tables import (
     dry_run_text,
     incident_text,
     job_text,
+    labelled_row,
     node_text,
     plan_text,
     policy_text,
@@ -204,7 +205,8 @@ def _print(options: argparse.Namespace, answer: Any, text: Callable[[Any], str])
 def _list_incidents(client: Client, options: argparse.Namespace) -> int:
     found = client.get(f"/api/v1/incidents?{_query(state=options.state)}")["incidents"]
     columns = [("ID", "id"), ("KIND", "kind"), ("STATE", "state"), ("JOB", "job"), ("SURE", "confidence")]
-    print_rows(found, [*columns, ("SUMMARY", "summary")], is_json=options.json)
+    shown = found if options.json else [labelled_row(row, "summary") for row in found]
+    print_rows(shown, [*columns, ("SUMMARY", "summary")], is_json=options.json)
     return FOUND if options.check and any(incident["state"] == "open" for incident in found) else FINE
 
 
@@ -235,7 +237,8 @@ def _export_incident(client: Client, options: argparse.Namespace) -> int:
 def _list_plans(client: Client, options: argparse.Namespace) -> int:
     found = client.get(f"/api/v1/plans?{_query(state=options.state)}")["plans"]
     columns = [("ID", "id"), ("STATE", "state"), ("JOB", "job"), ("INCIDENT", "incident"), ("CREATED", "created_at")]
-    print_rows(found, [*columns, ("REASON", "reason")], is_json=options.json)
+    shown = found if options.json else [labelled_row(row, "reason") for row in found]
+    print_rows(shown, [*columns, ("REASON", "reason")], is_json=options.json)
     return FINE
 
 

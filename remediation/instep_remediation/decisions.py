@@ -19,7 +19,7 @@ from instep_remediation.node_executor import NodeExecutor, Step
 from instep_remediation.node_guards import hold
 from instep_remediation.openings import Announce
 from instep_remediation.plan_rows import Decision, decide, keep_action, keep_plan
-from instep_remediation.plans import Plan
+from instep_remediation.plans import Plan, labelled
 from instep_remediation.policy import Policy
 from instep_remediation.proceedings import steps_of
 from instep_remediation.repairs import end_faults
@@ -107,7 +107,7 @@ class Decisions:
             raise NotKnown(f"There is no incident {incident_id[:40]!r}.")
         _check_version(f"Incident {row.id}", row.version, version)
         row.acknowledged_at, row.acknowledged_by, row.acknowledgement = self._clock.realtime(), actor[:200], reason
-        self._note(session, "acknowledge", f"incident {row.id}", Decision(actor, reason))
+        self._note(session, "acknowledge", f"incident {row.id}", Decision(actor, reason), is_drill=row.is_drill)
         return row
 
     def reset_breaker(self, session: Session, actor: str, reason: str) -> Breaker:
@@ -203,18 +203,20 @@ class Decisions:
 
     def _decided(self, session: Session, row: PlanRow, action: str, decision: Decision) -> PlanRow:
         decide(row, decision, now=self._clock.realtime())
-        self._note(session, action, f"plan {row.id}", decision)
+        self._note(session, action, f"plan {row.id}", decision, is_drill=row.is_drill)
         session.flush()
         return row
 
-    def _note(self, session: Session, action: str, subject: str, decision: Decision) -> None:
+    def _note(
+        self, session: Session, action: str, subject: str, decision: Decision, *, is_drill: bool = False
+    ) -> None:
         audit.note(
             session,
             at=self._clock.realtime(),
             actor=decision.actor,
             action=action,
             subject=subject,
-            reason=decision.reason,
+            reason=labelled(decision.reason, is_drill=is_drill),
         )
 
 

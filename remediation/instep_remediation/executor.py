@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 
 from instep_collector.clock import Clock
 from instep_collector.store import audit, breaker
@@ -22,7 +21,7 @@ from instep_remediation.actions import Notify, Restart
 from instep_remediation.node_executor import NodeExecutor
 from instep_remediation.orders import OrderHub, OrderRequest
 from instep_remediation.plan_rows import ACTOR, Decision, keep_action, keep_plan
-from instep_remediation.plans import Plan
+from instep_remediation.plans import Plan, as_drill, labelled
 from instep_remediation.policy import Policy
 
 AUTOMATIC = Decision(ACTOR, 'The policy says nodes.drain = "auto".', is_automatic=True)
@@ -48,7 +47,8 @@ class Executor:
     def execute(self, session: Session, plan: Plan, incident: Incident) -> OrderRow | None:
         """Keep the plan and start its actions; returns the restart order that was made, if one was."""
         now = self._clock.realtime()
-        plan = replace(plan, is_drill=plan.is_drill or incident.is_drill)
+        if plan.is_drill or incident.is_drill:
+            plan = as_drill(plan)
         is_automatic = self._is_automatic(session, plan) and any(action.is_about_nodes for action in plan.actions)
         decision = AUTOMATIC if is_automatic else None
         row = keep_plan(session, plan, mode=self._policy.nodes.drain, decision=decision, now=now)
@@ -79,7 +79,7 @@ class Executor:
                 attempt=action.attempt,
                 action="restart",
                 incident=plan.incident,
-                reason=plan.reason,
+                reason=labelled(plan.reason, is_drill=plan.is_drill),
                 exclude=action.exclude,
             ),
         )
@@ -90,6 +90,6 @@ class Executor:
                 actor=ACTOR,
                 action="order-restart",
                 subject=f"run {action.run} attempt {action.attempt}",
-                reason=f"incident {plan.incident}",
+                reason=labelled(f"incident {plan.incident}", is_drill=plan.is_drill),
             )
         return order

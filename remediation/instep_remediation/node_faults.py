@@ -52,8 +52,8 @@ class NodeFaults:
         self._store = store
         self._conclude = conclude
         self._waiting: deque[Waiting] = deque(maxlen=WAITING_MAX)
-        self._asked: dict[tuple[str, str], NodeFact] = {}
-        """What GPUs ask for now, by node and UUID."""
+        self._asked: dict[tuple[str, str, bool], NodeFact] = {}
+        """What GPUs ask for now, by node and UUID; what a drill has them ask for stands apart."""
 
     def add(self, run: RunState | None, facts: Sequence[NodeFact]) -> None:
         """Keep the fatal ones; a GPU that may still be given work is no incident."""
@@ -68,9 +68,10 @@ class NodeFaults:
         asked = recovery_of(fact)
         if asked is None or not fact.gpu:
             return
-        self._asked.pop((fact.node, fact.gpu), None)
+        key = (fact.node, fact.gpu, fact.is_drill)
+        self._asked.pop(key, None)
         if asked and len(self._asked) < WAITING_MAX:
-            self._asked[fact.node, fact.gpu] = fact
+            self._asked[key] = fact
 
     def tick(self) -> None:
         """Settle what has waited long enough; where no job runs there is nothing to wait for."""
@@ -83,7 +84,7 @@ class NodeFaults:
     def _settle(self, waiting: Waiting, now: float) -> None:
         fact, realtime = waiting.fact, self._clock.realtime()
         happened_at = realtime - fact.age_seconds - (now - waiting.at)
-        asked = self._asked.get((fact.node, fact.gpu))
+        asked = self._asked.get((fact.node, fact.gpu, fact.is_drill))
         told = (fact,) if asked is None else (fact, asked)
         with self._store.begin() as session:
             row = self._holder(session, waiting, happened_at)

@@ -120,14 +120,19 @@ def identity(run: str, attempt: int, kind: str, onset: str | int | None) -> str:
 def fill_in(row: Incident, finding: Finding, *, now: float) -> None:
     """Put a verdict and its evidence into an incident; the moment of the first one stays."""
     verdict = finding.verdict
-    if row.verdict is None:
-        row.labels = row.labels | {"drill": str(row.is_drill or verdict.is_drill).lower()}
+    label_drill(row, verdict)
     row.summary, row.verdict, row.evidence = verdict.summary, verdict_to_json(verdict), as_json(finding.bundle)
-    row.is_drill = row.is_drill or verdict.is_drill
     row.state = "open" if row.state in ("suspect", "withdrawn") else row.state
     row.alarm_at = row.alarm_at if row.alarm_at is not None else now - finding.alarm_age_seconds
     row.verdict_at = row.verdict_at if row.verdict_at is not None else now
     row.onset_at = min(row.onset_at, now - verdict.onset_age_seconds)
+
+
+def label_drill(row: Incident, verdict: Verdict) -> None:
+    """Say whether it is a drill, with the first verdict: a drill that comes later makes no drill of what is real."""
+    if row.verdict is None:
+        row.is_drill = row.is_drill or verdict.is_drill
+        row.labels = row.labels | {"drill": str(row.is_drill).lower()}
 
 
 def note(row: Incident, sentence: str) -> None:

@@ -36,6 +36,7 @@ def keep_plan(session: Session, plan: Plan, *, mode: str, decision: Decision | N
         created_at=now,
         ended_at=None,
         decided_at=None,
+        is_drill=plan.is_drill,
     )
     session.add(row)
     if decision is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from instep_diagnosis.verdict import Certainty, Kind, Verdict
 
@@ -74,6 +74,28 @@ def nodes_at_fault(verdict: Verdict, policy: Policy) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sure))
 
 
+DRILL = "[DRILL] "
+"""Before what is said to people about a drill, in plans, orders, audit lines and on nodes."""
+
+
+def labelled(text: str, *, is_drill: bool) -> str:
+    """Return a sentence with the word, where it is about a drill.
+
+    >>> labelled("Xid 79", is_drill=True), labelled("[DRILL] Xid 79", is_drill=True), labelled("Xid 79", is_drill=False)
+    ('[DRILL] Xid 79', '[DRILL] Xid 79', 'Xid 79')
+    """
+    return f"{DRILL}{text}" if is_drill and not text.startswith(DRILL) else text
+
+
+def as_drill(plan: Plan) -> Plan:
+    """Return the plan of a drill: what it writes on nodes says so too."""
+    actions = tuple(
+        replace(action, reason=labelled(action.reason, is_drill=True)) if isinstance(action, DrainNode) else action
+        for action in plan.actions
+    )
+    return replace(plan, is_drill=True, actions=actions)
+
+
 NOTES = {
     "propose": "proposed: nodes are watch-only",
     "approve": "waits for approval",
@@ -91,7 +113,7 @@ def describe(plan: Plan, mode: str = "propose") -> str:
     Plan for incident inc-1: GPU fell off the bus.
       1. drain node node-b: Xid 79 [proposed: nodes are watch-only]
     """
-    reason = f"[DRILL] {plan.reason}" if plan.is_drill else plan.reason
+    reason = labelled(plan.reason, is_drill=plan.is_drill)
     mode = "drill" if plan.is_drill and mode == "auto" else mode
     lines = [f"Plan for incident {plan.incident}: {reason}" if plan.incident else f"Plan: {reason}"]
     for number, action in enumerate(plan.actions, 1):

@@ -14,6 +14,7 @@ from instep_remediation.actions import UncordonNode, read_action
 from instep_remediation.node_executor import NodeExecutor, Step
 from instep_remediation.openings import note
 from instep_remediation.plan_rows import ACTOR
+from instep_remediation.plans import labelled
 
 
 def steps_of(nodes: NodeExecutor, action: ActionRow) -> Sequence[Step]:
@@ -101,7 +102,7 @@ def _tell(session: Session, plan: PlanRow, action: ActionRow, how: str, reason: 
         actor=ACTOR,
         action=f"{action.name}-{how}",
         subject=f"node {node}",
-        reason=f"plan {plan.id}: {reason}",
+        reason=labelled(f"plan {plan.id}: {reason}", is_drill=plan.is_drill),
     )
     incident = session.get(Incident, plan.incident) if plan.incident else None
     if incident is not None:

@@ -32,8 +32,15 @@ def end_faults(
 
 def is_latched(row: Incident, node: str) -> bool:
     """Whether an incident is a fault of this node that stays until somebody mends it."""
-    suspects = {suspect.get("node") for suspect in (row.verdict or {}).get("suspects", ())}
-    return row.family == Family.GPU_FAULT and (node in suspects or row.labels.get("node") == node)
+    return node in latched_nodes(row)
+
+
+def latched_nodes(row: Incident) -> set[str]:
+    """Return the nodes with a fault that stays until somebody mends it, as an incident tells; none of another kind."""
+    if row.family != Family.GPU_FAULT:
+        return set()
+    suspects = {str(suspect.get("node")) for suspect in (row.verdict or {}).get("suspects", ())}
+    return (suspects | {row.labels.get("node", "")}) - {""}
 
 
 def is_mended(row: Incident, happened_at: float) -> bool:

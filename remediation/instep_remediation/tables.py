@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from instep_remediation.plans import labelled
+
 
 def print_rows(rows: Sequence[dict[str, Any]], columns: Sequence[tuple[str, str]], *, is_json: bool) -> None:
     """Print rows as a table of (title, key), or as JSON."""
@@ -31,6 +33,11 @@ def printable(text: str) -> str:
     'a\\\\x1b[31m'
     """
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def labelled_row(row: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return the row of an incident or plan with the word before its sentence, where it is a drill."""
+    return row | {key: labelled(str(row[key]), is_drill=bool(row["is_drill"]))}
 
 
 def incident_text(incident: dict[str, Any]) -> str:
@@ -61,7 +68,9 @@ def incident_text(incident: dict[str, Any]) -> str:
 
 def plan_text(plan: dict[str, Any]) -> str:
     """Return a plan as it was printed, with what became of each action and step."""
-    lines = [f"plan {plan['id']}  {plan['state']}", "\n".join(printable(line) for line in plan["text"].split("\n"))]
+    drill = "  DRILL" if plan["is_drill"] else ""
+    text = "\n".join(printable(line) for line in plan["text"].split("\n"))
+    lines = [f"plan {plan['id']}  {plan['state']}{drill}", text]
     if plan["decided_by"]:
         lines.append(f"decided   {printable(plan['decided_by'])}: {printable(plan['decision'])}")
     for action in plan["actions"]:
@@ -94,6 +103,7 @@ def node_text(node: dict[str, Any]) -> str:
         else f"service   out since {ours['since']} (plan {ours['plan']}, {printable(ours['actor'])}): "
         f"{printable(ours['reason'])}",
     ]
+    lines += [f"DRILL     {printable(drill['fault'])} since {drill['since']}" for drill in node["drills"]]
     return "\n".join([*lines, *(plan_text(plan) for plan in node["plans"])])
 
 

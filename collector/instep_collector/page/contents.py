@@ -149,6 +149,8 @@ class NodePage(Page):
     node: Shown
     faults: Sequence[Shown]
     """What is open about it."""
+    said: Sequence[Shown]
+    """Its last raw facts, newest first."""
     ranks: Sequence[Shown]
     plans: Sequence[Shown]
     audit: Sequence[Shown]

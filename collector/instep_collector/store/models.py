@@ -171,6 +171,8 @@ class PlanRow(Base):
     """Why."""
     is_automatic: Mapped[bool] = mapped_column(default=False)
     """Approved by the policy, by nobody else."""
+    is_drill: Mapped[bool] = mapped_column(default=False)
+    """Its cause was made on purpose."""
     version: Mapped[int] = mapped_column()
     """Grows with every change of state or decision; the steps' progress does not count."""
     __mapper_args__ = {"version_id_col": version}  # noqa: RUF012 (SQLAlchemy's form)

@@ -12,6 +12,9 @@ from sqlalchemy.orm import Session
 
 from instep_collector.store.models import EventRow, Node
 
+DRILLS_MAX = 1000
+"""Beginnings and ends of drills that are looked at."""
+
 
 def keep_node(
     session: Session, node: str, *, cluster: str, boot_id: str, gpus: tuple[GpuReport, ...], at: float
@@ -52,6 +55,14 @@ def keep_events(session: Session, events: Sequence[tuple[str, Event, float]]) ->
 def events(session: Session, *, node: str | None = None, limit: int = 200) -> Sequence[EventRow]:
     """Return recent events, newest first."""
     query = select(EventRow).order_by(EventRow.received_at.desc()).limit(limit)
+    return session.scalars(query if node is None else query.where(EventRow.node == node)).all()
+
+
+def drills(session: Session, *, node: str | None = None, after: float) -> Sequence[EventRow]:
+    """Return what nodes said of the beginning and the end of drills since a moment, newest first."""
+    kinds = EventRow.kind.in_(("drill_began", "drill_ended"))
+    query = select(EventRow).where(kinds, EventRow.received_at >= after)
+    query = query.order_by(EventRow.received_at.desc()).limit(DRILLS_MAX)
     return session.scalars(query if node is None else query.where(EventRow.node == node)).all()
 
 

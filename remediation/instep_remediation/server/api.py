@@ -17,8 +17,10 @@ from instep_remediation.server.views import (
     attempt_view,
     audit_view,
     breaker_view,
+    fact_view,
     incident_view,
     job_view,
+    lasting_drills,
     node_view,
     order_view,
     plan_answer,
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 STATES_SHOWN = ("suspect", "open", "resolved")
 """Withdrawn suspicions and merged incidents are listed when they are asked for."""
+FACTS_SHOWN = 100
+"""Raw facts in the answer about one node."""
 Limit = Annotated[int, Query(ge=1, le=1000)]
 IncidentStates = Annotated[list[contract.IncidentState] | None, Query(max_length=10)]
 PlanStates = Annotated[list[contract.PlanState] | None, Query(max_length=10)]
@@ -88,7 +92,11 @@ def job_routes(runtime: Runtime) -> APIRouter:
             live = runtime.registry.nodes.get(node)
             view = node_view(row, live, runtime.clock.monotonic(), cordons.get(session, node))
             about = {plan.id: plan for plan, _ in plans.of_node(session, node)}
-            return JSONResponse(view | {"plans": [plan_answer(session, plan) for plan in about.values()]})
+            said = {
+                "drills": lasting_drills(session, now=runtime.clock.realtime(), node=node),
+                "facts": [fact_view(fact) for fact in nodes.events(session, node=node, limit=FACTS_SHOWN)],
+            }
+            return JSONResponse(view | said | {"plans": [plan_answer(session, plan) for plan in about.values()]})
 
     return router
 

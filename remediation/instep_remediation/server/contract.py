@@ -117,6 +117,8 @@ class Plan(Answer):
     decision: str
     is_automatic: bool
     """Approved by the policy alone."""
+    is_drill: bool
+    """Its cause was made on purpose."""
     version: int
     """For If-Match; also in the ETag header."""
     actions: list[Action]
@@ -221,8 +223,36 @@ class Node(Answer):
     """Null when we did not take it out of service."""
 
 
+class Fact(Answer):
+    """One raw fact, as a node's agent told it."""
+
+    id: str
+    kind: str = Field(examples=["kernel_line"])
+    text: str
+    fields: dict[str, str]
+    is_drill: bool
+    """It was made on purpose."""
+    at: Moment | None
+    """By the node's own clock."""
+    received_at: Moment | None
+
+
+class Drill(Answer):
+    """A drill that lasts."""
+
+    node: str
+    drill: str
+    fault: str = Field(examples=["thermal"])
+    since: Moment | None
+
+
 class NodeDetail(Node):
-    """One node with what is planned about it."""
+    """One node with what it said and what is planned about it."""
+
+    drills: list[Drill]
+    """Those that last now."""
+    facts: list[Fact]
+    """The last ones, newest first."""
 
     plans: list[Plan]
     """Those that are not over."""

@@ -20,15 +20,24 @@ from sqlalchemy.orm import Session
 from instep_remediation.actions import ACTIONS, read_action
 from instep_remediation.node_executor import Step
 from instep_remediation.proceedings import steps_of
-from instep_remediation.repairs import is_latched
+from instep_remediation.repairs import latched_nodes
 from instep_remediation.server.runtime import Runtime, hang_settings
 from instep_remediation.server.sessions import Session as BrowserSession
-from instep_remediation.server.views import audit_view, incident_view, job_view, node_view, plan_view
+from instep_remediation.server.views import (
+    audit_view,
+    fact_view,
+    incident_view,
+    job_view,
+    lasting_drills,
+    node_view,
+    plan_view,
+)
 
 JOBS_SHOWN = 20
 RECENT_SHOWN = 15
 PLANS_SHOWN = 20
 AUDIT_SHOWN = 50
+FACTS_SHOWN = 20
 STEPS_RECENT = 10
 FAILED_SHOWN_SECONDS = 86_400.0
 """A plan that failed stays on the first page so long."""
@@ -77,7 +86,7 @@ def overview(runtime: Runtime, session: Session, browser: BrowserSession | None)
         jobs=[panel(runtime, run, now) for run in runs[:JOBS_SHOWN]],
         recent=[shown(runtime, row) for row in settled],
         plans=[plan_shown(runtime, session, row) for row in _plans_to_show(runtime, session)],
-        nodes=[node_shown(runtime, session, row) for row in nodes.nodes(session)],
+        nodes=nodes_shown(runtime, session, nodes.nodes(session)),
     )
 
 
@@ -99,7 +108,8 @@ def node_page(runtime: Runtime, session: Session, browser: BrowserSession | None
     lines = audit.find(session, subject=f"node {name}", limit=AUDIT_SHOWN)
     return NodePage(
         **frame(runtime, session, browser),
-        node=node_shown(runtime, session, row),
+        node=nodes_shown(runtime, session, [row])[0],
+        said=[fact_view(fact) for fact in nodes.events(session, node=name, limit=FACTS_SHOWN)],
         faults=[shown(runtime, one) for one in reversed(incidents.active(session)) if name in _nodes_of(one)],
         ranks=_ranks_on(runtime, name),
         plans=about,
@@ -236,12 +246,16 @@ def _begun(made: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 # Nodes and jobs ------------------------------------------------------------------------------------------------------
 
 
-def node_shown(runtime: Runtime, session: Session, row: Node) -> dict[str, Any]:
-    """Return one node, and whether a fault of it waits for repair."""
-    live, now = runtime.registry.nodes.get(row.node), runtime.clock.monotonic()
-    view = node_view(row, live, now, cordons.get(session, row.node))
-    is_faulty = any(is_latched(one, row.node) for one in incidents.active(session) if one.state == "open")
-    return view | {"is_faulty": is_faulty}
+def nodes_shown(runtime: Runtime, session: Session, rows: Sequence[Node]) -> list[dict[str, Any]]:
+    """Return nodes, with the drills that last on each, and whether a fault of it waits for repair."""
+    now, ours = runtime.clock.monotonic(), {row.node: row for row in cordons.all_nodes(session)}
+    faulty = {node for one in incidents.active(session) if one.state == "open" for node in latched_nodes(one)}
+    drills = lasting_drills(session, now=runtime.clock.realtime())
+    return [
+        node_view(row, runtime.registry.nodes.get(row.node), now, ours.get(row.node))
+        | {"is_faulty": row.node in faulty, "drills": [drill for drill in drills if drill["node"] == row.node]}
+        for row in rows
+    ]
 
 
 def _ranks_on(runtime: Runtime, node: str) -> list[dict[str, Any]]:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from instep_collector.registry import NodeState, Registry, RunState
-from instep_collector.store import plans, steps
+from instep_collector.store import nodes, plans, steps
 from instep_collector.store.models import (
     ActionRow,
     Attempt,
     Audit,
     Breaker,
     Cordon,
+    EventRow,
     Incident,
     Node,
     OrderRow,
@@ -27,6 +28,8 @@ from instep_remediation.alerts.message import moment
 from instep_remediation.node_executor import Step
 from instep_remediation.verdict_json import verdict_from_json
 
+DRILL_SECONDS_MAX = 7200.0
+"""`instep inject` lasts an hour at most: what began earlier and was not said to have ended is over."""
 MOMENTS = ("onset", "alarm", "verdict", "ordered", "restarted", "step_kept", "resolved")
 
 
@@ -111,6 +114,7 @@ def plan_view(row: PlanRow, actions: list[ActionRow], made: Sequence[StepRow] = 
         "decided_by": row.decided_by,
         "decision": row.decision,
         "is_automatic": row.is_automatic,
+        "is_drill": row.is_drill,
         "version": row.version,
         "actions": [
             {
@@ -210,6 +214,35 @@ def node_view(row: Node, live: NodeState | None, now: float, cordon: Cordon | No
         "cordoned": cordon
         and {"plan": cordon.plan, "actor": cordon.actor, "reason": cordon.reason, "since": moment(cordon.at)},
     }
+
+
+def fact_view(row: EventRow) -> dict[str, Any]:
+    """Return one raw fact of a node; `at` is by the node's own clock."""
+    return {
+        "id": row.id,
+        "kind": row.kind,
+        "text": row.text,
+        "fields": row.fields,
+        "is_drill": row.is_drill,
+        "at": moment(row.realtime),
+        "received_at": moment(row.received_at),
+    }
+
+
+def lasting_drills(session: Session, *, now: float, node: str | None = None) -> list[dict[str, Any]]:
+    """Return the drills that last, of one node or of all, newest first: begun, and not said to have ended."""
+    said = nodes.drills(session, node=node, after=now - DRILL_SECONDS_MAX)
+    ended = {(row.node, row.fields.get("drill")) for row in said if row.kind == "drill_ended"}
+    return [
+        {
+            "node": row.node,
+            "drill": row.fields.get("drill", ""),
+            "fault": row.fields.get("fault", ""),
+            "since": moment(row.realtime),
+        }
+        for row in said
+        if row.kind == "drill_began" and (row.node, row.fields.get("drill")) not in ended
+    ]
 
 
 def job_view(run: RunState, registry: Registry, now: float) -> dict[str, Any]:
