@@ -38,17 +38,51 @@ def look_at(pid: int, started_ticks: int, *, namespace: int = 0, proc: Path = PR
 
     A pid counts in the pid namespace it was taken in; seen from another one it says nothing, so the state is `unknown`.
     """
-    if namespace and namespace != pid_namespace(proc):
-        return ProcessLook("unknown")
-    try:
-        fields = _stat_fields(pid, proc)
-        if int(fields[19]) != started_ticks:
+    with Process(pid, started_ticks, namespace=namespace, proc=proc) as process:
+        return process.look()
+
+
+class Process:
+    """One process that is looked at again and again; its `stat` is held open, which is most of a look's cost.
+
+    Close it, or use it in a `with`. An open `stat` stays that of its process, whoever gets the number afterwards.
+    """
+
+    def __init__(self, pid: int, started_ticks: int, *, namespace: int = 0, proc: Path = PROC) -> None:
+        self._pid, self._started_ticks, self._namespace, self._proc = pid, started_ticks, namespace, proc
+        self._descriptor = -1
+        self._is_in_ours = False
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def look(self) -> ProcessLook:
+        """Give its state, as `look_at` does."""
+        if not self._is_in_ours:  # a reader stays in its own namespace for life: asked until it is known
+            self._is_in_ours = self._namespace in (0, pid_namespace(self._proc))
+        if not self._is_in_ours:
+            return ProcessLook("unknown")
+        try:
+            if self._descriptor < 0:
+                self._descriptor = _open_stat(self._pid, self._proc)
+            fields = _fields(os.pread(self._descriptor, STAT_BYTES_MAX, 0))
+            if int(fields[19]) != self._started_ticks:
+                return ProcessLook("gone")
+            cpu_seconds = (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
+            return ProcessLook(_STATES.get(fields[0], "unknown"), cpu_seconds)
+        except (FileNotFoundError, ProcessLookupError):
             return ProcessLook("gone")
-        return ProcessLook(_STATES.get(fields[0], "unknown"), (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND)
-    except (FileNotFoundError, ProcessLookupError):
-        return ProcessLook("gone")
-    except (OSError, ValueError, IndexError):
-        return ProcessLook("unknown")
+        except (OSError, ValueError, IndexError):
+            return ProcessLook("unknown")
+
+    def close(self) -> None:
+        """Let go of it; the next look opens it again."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def start_ticks(pid: int, proc: Path = PROC) -> int:
@@ -125,10 +159,17 @@ def pid_namespace(proc: Path = PROC) -> int:
 
 def _stat_fields(pid: int, proc: Path) -> list[str]:
     """Give the fields of `stat` from the state on: the name before it may itself contain blanks and brackets."""
-    # Twice a second for each rank: joining paths with pathlib cost more than the reading.
-    descriptor = os.open(f"{proc}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = _open_stat(pid, proc)
     try:
-        text = os.read(descriptor, STAT_BYTES_MAX).decode(errors="replace")
+        return _fields(os.read(descriptor, STAT_BYTES_MAX))
     finally:
         os.close(descriptor)
-    return text[text.rindex(")") + 2 :].split()
+
+
+def _open_stat(pid: int, proc: Path) -> int:
+    # Many times a second where there are many processes: joining paths with pathlib cost more than the reading.
+    return os.open(f"{proc}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _fields(data: bytes) -> list[str]:
+    return data[data.rindex(b")") + 2 :].decode("ascii", "replace").split()

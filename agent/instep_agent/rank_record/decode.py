@@ -73,6 +73,11 @@ class Collective:
     group_completed_seq: int | None
 
 
+def head_of(slot: bytes) -> int:
+    """Give the sequence at the head of a slot, which may be torn; 0 when it was never written."""
+    return int.from_bytes(slot[:8], "little")
+
+
 def sequence_of(slot: bytes) -> int:
     """Give the sequence of a whole slot; 0 when it was never written or is torn."""
     seq = int.from_bytes(slot[:8], "little")

@@ -65,6 +65,9 @@ class RecordReader:
             os.close(self._descriptor)
             raise
         self._heartbeat: tuple[int, Heartbeat] | None = None
+        self._heartbeat_bytes = self._live_bytes = self._step_bytes = b""
+        """What was read last and needs no second look while it has not changed; of the steps, the slot of the next."""
+        self._live: tuple[GroupState, ...] = ()
         self._groups: list[Group] = []
         self._next_step = 1
         self.members_held = 0
@@ -166,8 +169,12 @@ class RecordReader:
 
     def _read_heartbeat(self) -> None:
         """Keep the newest whole heartbeat; while one is being torn, the last good one stays."""
-        found = [beat for beat in map(decode.decode_heartbeat, self._slots(self.header.regions.heartbeat, 2)) if beat]
-        newest = max(found, key=lambda beat: beat[0], default=None)
+        region = self.header.regions.heartbeat
+        data = os.pread(self._descriptor, 2 * region.slot_bytes, region.offset)
+        if data == self._heartbeat_bytes:
+            return
+        self._heartbeat_bytes = data
+        newest = next(filter(None, map(decode.decode_heartbeat, _newest_first(data, region.slot_bytes))), None)
         if newest and (self._heartbeat is None or newest[0] >= self._heartbeat[0]):
             self._heartbeat = newest
 
@@ -182,16 +189,17 @@ class RecordReader:
             self._groups.append(group)
 
     def _read_live(self) -> tuple[GroupState, ...]:
-        slots = self._slots(self.header.regions.live, 2 * len(self._groups))
-        states = []
-        for at, group in enumerate(self._groups):
-            halves = [
-                entry
-                for entry in map(decode.decode_collective, slots[2 * at : 2 * at + 2])
-                if entry is not None and entry.group == at
-            ]
-            states.append(GroupState(group, max(halves, key=lambda entry: entry.write, default=None)))
-        return tuple(states)
+        region = self.header.regions.live
+        pair_bytes = 2 * region.slot_bytes
+        data = os.pread(self._descriptor, pair_bytes * len(self._groups), region.offset)
+        if data != self._live_bytes or len(self._live) != len(self._groups):
+            self._live_bytes = data
+            pairs = (data[at * pair_bytes : (at + 1) * pair_bytes] for at in range(len(self._groups)))
+            self._live = tuple(
+                GroupState(group, _last_collective(pair, region.slot_bytes, at))
+                for at, (group, pair) in enumerate(zip(self._groups, pairs, strict=True))
+            )
+        return self._live
 
     def _read_new_steps(self) -> tuple[StepReport, ...]:
         """Give the steps from the next one on: slot by slot while they follow, the whole ring when one is missing."""
@@ -199,10 +207,14 @@ class RecordReader:
         steps: list[StepReport] = []
         while len(steps) < min(region.slots, STEPS_PER_READ_MAX):
             slot = self._slot(region, self._next_step % region.slots)
+            if slot == self._step_bytes:  # as it was when the next step was not there yet
+                return tuple(steps)
             seq = decode.sequence_of(slot)
             if seq != self._next_step:
-                is_behind = seq > self._next_step or (not seq and any(slot))
-                return (*steps, *self._scan_steps()) if is_behind else tuple(steps)
+                if seq > self._next_step or (not seq and any(slot)):
+                    return (*steps, *self._scan_steps())
+                self._step_bytes = slot
+                return tuple(steps)
             self._next_step += 1
             if found := decode.decode_step(slot):
                 steps.append(found[1])
@@ -221,6 +233,19 @@ class RecordReader:
         if found:
             self._next_step = found[-1][0] + 1
         return tuple(step for _seq, step in found)
+
+
+def _newest_first(data: bytes, slot_bytes: int) -> tuple[bytes, bytes]:
+    """Give the two slots that a writer takes in turns; which of them is whole is seen when they are decoded."""
+    first, second = data[:slot_bytes], data[slot_bytes:]
+    return (first, second) if decode.head_of(first) >= decode.head_of(second) else (second, first)
+
+
+def _last_collective(pair: bytes, slot_bytes: int, group: int) -> Collective | None:
+    for entry in map(decode.decode_collective, _newest_first(pair, slot_bytes)):
+        if entry is not None and entry.group == group:
+            return entry
+    return None
 
 
 def read_record(path: Path | str, *, dir_fd: int | None = None, uid: int | None = None) -> RankRecord:

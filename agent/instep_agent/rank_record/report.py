@@ -6,7 +6,7 @@ from pathlib import Path
 
 from instep_agent.clocks import boot_id as current_boot_id
 from instep_agent.errors import RecordStale
-from instep_agent.processes import PROC, look_at
+from instep_agent.processes import PROC, Process, look_at
 from instep_agent.rank_record.decode import Collective, Heartbeat
 from instep_agent.rank_record.reader import GroupState, RankRecord
 from instep_agent.wire import CollectiveEntry, GroupReport, RankReport
@@ -25,11 +25,13 @@ def report(
     now_monotonic_ns: int,
     boot_id: str | None = None,
     proc: Path = PROC,
+    process: Process | None = None,
     collectives_max: int = COLLECTIVES_MAX,
 ) -> RankReport:
     """Give what goes on the wire for a record read at `now_monotonic_ns` of this node's CLOCK_MONOTONIC.
 
-    Raise RecordStale when the record is from before the last boot (`boot_id`: this boot's, read when not given).
+    `process` is the record's own, for who looks at it again and again. Raise RecordStale when the record is from before
+    the last boot (`boot_id`: this boot's, read when not given).
     """
     header, identity = record.header, record.identity
     this_boot = current_boot_id(proc) if boot_id is None else boot_id
@@ -37,7 +39,10 @@ def report(
         raise RecordStale(f"{record.path} was written before this node's last boot: remove it.")
     beat = _believable(record.heartbeat, now_monotonic_ns)
     age = _age(_last_sign(record, beat, now_monotonic_ns), now_monotonic_ns)
-    look = look_at(header.pid, header.pid_start_ticks, namespace=header.pid_namespace, proc=proc)
+    if process is None:
+        look = look_at(header.pid, header.pid_start_ticks, namespace=header.pid_namespace, proc=proc)
+    else:
+        look = process.look()
     return RankReport(
         job=identity.job,
         run=identity.run,

@@ -13,6 +13,7 @@ from instep_agent.errors import Absent, RankRecordError, RecordInvalid
 from instep_agent.folders import ENTRIES_MAX, FOLDER_FLAGS, Folder, inode, names, newest_names
 from instep_agent.metric import gauge
 from instep_agent.node import Node
+from instep_agent.processes import Process
 from instep_agent.rank_places import RankTable
 from instep_agent.rank_record.identity import RankIdentity
 from instep_agent.rank_record.reader import RecordReader
@@ -30,6 +31,8 @@ ATTEMPTS_MAX = 8
 """Of the newest attempts, the first that holds a record is reported: an empty folder hides no rank."""
 REFUSED_RETRY_SECONDS_MAX = 60.0
 """What is no sound record is looked at again after a while, ever more rarely: it may be one that is being created."""
+PROCESSES_HELD_MAX = 64
+"""With more ranks than this their processes are opened at each look: descriptors are limited."""
 MEMBERS_HELD_MAX = 1 << 20
 """Of all records together; one that goes beyond it is not read any more."""
 
@@ -49,6 +52,7 @@ class _Watched:
 
     reader: RecordReader
     owner: int
+    process: Process
     is_silent: bool = False
     members_held: int = 0
 
@@ -136,7 +140,9 @@ class RankRecords:
         try:
             record = watched.reader.read(with_collectives=watched.is_silent)
             _check_place(place, record.identity, node)
-            said = report(record, now_monotonic_ns=node.monotonic_ns(), boot_id=node.boot_id, proc=node.proc)
+            said = report(record, now_monotonic_ns=node.monotonic_ns(), boot_id=node.boot_id, process=watched.process)
+            if len(self._watched) > PROCESSES_HELD_MAX:
+                watched.process.close()
             said = self._table.placed(said, record, watched.owner, node)
         except RankRecordError:
             self._end(place)
@@ -157,7 +163,9 @@ class RankRecords:
         self._ended.add(place)
 
     def _forget(self, place: _Place) -> None:
-        self._watched.pop(place).reader.close()
+        watched = self._watched.pop(place)
+        watched.reader.close()
+        watched.process.close()
         self._table.forget((place.run, place.attempt, place.rank))
 
     def _discover(self, node: Node) -> None:
@@ -209,7 +217,9 @@ class RankRecords:
             self._refused[place] = _Refused(now_ns + int(wait_seconds * 1e9), wait_seconds)
             return False
         self._refused.pop(place, None)
-        self._watched[place] = _Watched(reader, reader.owner)
+        header = reader.header
+        process = Process(header.pid, header.pid_start_ticks, namespace=header.pid_namespace, proc=node.proc)
+        self._watched[place] = _Watched(reader, reader.owner, process)
         return True
 
 

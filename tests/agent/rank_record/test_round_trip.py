@@ -3,12 +3,15 @@
 import math
 import multiprocessing
 import os
+import signal
+import subprocess
 import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instep_agent import wire
+from instep_agent.processes import Process, start_ticks
 from instep_agent.rank_record import (
     CompletedSource,
     Op,
@@ -315,3 +318,19 @@ def test_not_a_number_is_not_observed(tmp_path):
     writer.finish_step(1, 1.0, cpu_seconds=-1.0, starved_seconds=math.inf, tokens=-5)
     writer.finish_step(2, math.nan)
     assert report_of(writer).steps == (wire.StepReport(step=1, wall_seconds=1.0),)
+
+
+def test_a_process_that_is_looked_at_again_and_again_is_seen_to_stop_and_to_end():
+    with subprocess.Popen(["sleep", "60"]) as child:
+        with Process(child.pid, start_ticks(child.pid)) as process:
+            assert process.look().state in ("running", "sleeping", "uninterruptible")
+            child.send_signal(signal.SIGSTOP)
+            os.waitpid(child.pid, os.WUNTRACED)
+            assert process.look().state == "stopped"
+            child.kill()
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+            assert process.look().state == "zombie"
+            child.wait()
+            assert process.look().state == "gone"
+        with Process(child.pid, 1) as process:
+            assert process.look().state == "gone"
