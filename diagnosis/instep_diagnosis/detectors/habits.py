@@ -17,6 +17,8 @@ from instep_diagnosis.evidence import RankState
 
 HISTORY_CALLS_MAX = 256
 """Calls that are looked at: two steps and what came after them must fit, or nothing is known."""
+PLACES_MAX = 64
+"""Calls that are compared with the past: hosts do not run farther ahead."""
 RANKS_COMPARED_MAX = 512
 """So that a circle through a whole large job does not take seconds (about 2 ms a rank)."""
 
@@ -65,6 +67,35 @@ def departs(called: Sequence[Hashable]) -> bool:
             is_constant = bool((calls[begin:end] == calls[begin]).all())
             longest, departs = end - begin + period, end < count and not is_constant
     return departs
+
+
+def surprise(called: Sequence[Hashable], first: int) -> int:
+    """How surely a call from this place on is another one than the rank's own past foretells: by how many calls the
+    longest run that led up to it, and to something else then, is longer than any that led to it. 0 is no surprise.
+
+    Needs one step of history and no period, and finds the place also where the rank went on for long after it, as one
+    does whose host runs ahead of its device.
+
+    >>> surprise(["gather", "reduce"] * 3, 2), surprise([*["gather", "reduce"] * 3, "reduce"], 2)
+    (0, 4)
+    """
+    calls = called[-HISTORY_CALLS_MAX:]
+    begin = max(1, first - (len(called) - len(calls)))
+    return max((_surprise(calls, place) for place in range(begin, min(len(calls), begin + PLACES_MAX))), default=0)
+
+
+def _surprise(calls: Sequence[Hashable], place: int) -> int:
+    """How much longer the calls before this place were followed by another one than by this one."""
+    same = other = 0
+    for earlier in range(1, place):
+        length = 0
+        while length < earlier and calls[earlier - 1 - length] == calls[place - 1 - length]:
+            length += 1
+        if calls[earlier] == calls[place]:
+            same = max(same, length)
+        else:
+            other = max(other, length)
+    return max(0, other - same)
 
 
 def _repetition(calls: npt.NDArray[np.int64], period: int) -> tuple[int, int]:

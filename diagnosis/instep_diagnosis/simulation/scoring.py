@@ -16,6 +16,7 @@ from instep_diagnosis.simulation.hangs import CALL_FAULTS, HOST_FAULTS, Fault, H
 from instep_diagnosis.simulation.steps import StepCase
 from instep_diagnosis.verdict import StuckAt
 from instep_diagnosis.wait_graph.assembly import assemble
+from instep_diagnosis.wait_graph.history import Progress
 from instep_diagnosis.wait_graph.judge import localise, localise_uncalibrated
 from instep_diagnosis.wait_graph.recorder import RecorderDump
 
@@ -140,6 +141,16 @@ def degraded(case: HangCase) -> HangCase:
 
 
 def _as_gloo(dump: RecorderDump) -> RecorderDump:
-    """What gloo's recorder would have of it: no transfers, no device."""
-    kept = tuple(entry for entry in dump.entries if not entry.is_transfer)
+    """What gloo's recorder would have of it: no transfers, no device, and nothing after the call that does not end, as
+    a gloo rank waits in it."""
+    batches = {(e.name, e.seq): e.progress for e in dump.entries if e.is_last_of_batch}
+    open_at = next(
+        (
+            place
+            for place, e in enumerate(dump.entries)
+            if (batches.get((e.name, e.seq), e.progress) if e.is_transfer else e.progress) < Progress.COMPLETED
+        ),
+        len(dump.entries),
+    )
+    kept = tuple(entry for entry in dump.entries[: open_at + 1] if not entry.is_transfer)
     return replace(dump, entries=kept, statuses={}, is_gloo=True)

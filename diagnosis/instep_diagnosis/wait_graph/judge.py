@@ -10,8 +10,7 @@ from dataclasses import replace
 from itertools import combinations
 
 from instep_diagnosis.detectors.calibration import calibrated
-from instep_diagnosis.detectors.confidence import BY_HABIT, LOCALISED, LOCALISED_WEAKLY, OUTVOTED, confidence
-from instep_diagnosis.detectors.habits import RANKS_COMPARED_MAX, departs
+from instep_diagnosis.detectors.confidence import LOCALISED, LOCALISED_WEAKLY, OUTVOTED, confidence
 from instep_diagnosis.detectors.words import have, ranks_words
 from instep_diagnosis.verdict import Cause, StuckAt
 from instep_diagnosis.wait_graph.circles import circle, disordered, gone_past
@@ -29,6 +28,7 @@ from instep_diagnosis.wait_graph.finding import (
     waiting,
 )
 from instep_diagnosis.wait_graph.graph import OpenOp, WaitGraph, wait_graph
+from instep_diagnosis.wait_graph.habit import out_of_habit, told_by_habit
 from instep_diagnosis.wait_graph.history import History
 from instep_diagnosis.wait_graph.process import process_cause
 from instep_diagnosis.wait_graph.signatures import Mismatch, find_mismatches
@@ -64,56 +64,13 @@ def localise_uncalibrated(history: History) -> Finding:
         or _mismatched(history, graph)
         or gone_past(history, graph)
         or _stuck(history, graph)
+        or (out_of_habit(history, graph) if history.silent else None)
         or _silent(history, graph)
         or circle(history, graph)
         or disordered(history, graph)
         or _symmetric(history, graph)
     )
-    return _told_by_habit(history, found or _nothing(history, graph))
-
-
-def _told_by_habit(history: History, found: Finding) -> Finding:
-    """Where no majority tells whose calls are wrong: the side that has always called otherwise."""
-    if not found.culprits and found.is_hang:
-        return _alone_in_habit(history, found)
-    if not found.is_tied or found.cause not in (Cause.SKIPPED_COLLECTIVE, Cause.MISMATCHED_COLLECTIVE):
-        return found
-    known = [history.ranks[rank] for rank in found.culprits if rank in history.ranks]
-    if len(known) < len(found.culprits) or not all(one.is_ordered for one in known):
-        return found
-    odd = tuple(one.rank for one in known if departs([(c.group, c.op, c.signature) for c in one.calls]))
-    if not odd or len(odd) == len(known):
-        return found
-    words = found.verdict.partition(" No majority")[0].partition(", and no majority")[0].rstrip(".")
-    others = ranks_words([rank for rank in found.culprits if rank not in odd])
-    return replace(
-        found,
-        culprits=odd,
-        verdict=f"{words}. {ranks_words(odd, is_start=True)} never called so before, and {others} did nothing new.",
-        confidence=round(confidence(BY_HABIT, 0.0, known_share=known_share(history)), 3),
-        is_tied=False,
-        waiting=tuple(sorted({*found.waiting, *found.culprits} - set(odd))),
-    )
-
-
-def _alone_in_habit(history: History, found: Finding) -> Finding:
-    """Where the waits accuse nobody: the one rank that calls what it never called before, if it is one alone."""
-    known = [one for one in history.ranks.values() if one.is_ordered and one.calls]
-    if not 2 < len(known) <= RANKS_COMPARED_MAX:
-        return found
-    odd = tuple(one.rank for one in known if departs([(c.group, c.op, c.signature) for c in one.calls]))
-    if len(odd) != 1:
-        return found
-    never = "never called so before, and the others did nothing new"
-    return replace(
-        found,
-        culprits=odd,
-        kind=StuckAt.HOST,
-        cause=Cause.SKIPPED_COLLECTIVE,
-        verdict=f"Calls differ, a fault of the script: {ranks_words(odd)} {never}.",
-        confidence=confidence(BY_HABIT, 0.0, known_share=known_share(history)),
-        waiting=tuple(rank for rank in found.waiting if rank not in odd),
-    )
+    return told_by_habit(history, graph, found or _nothing(history, graph))
 
 
 def _frozen(history: History, graph: WaitGraph) -> Finding | None:
@@ -322,7 +279,9 @@ def _silent(history: History, graph: WaitGraph) -> Finding | None:
     unexplained = [unseen[key] for key in open_keys if key in heads] or [unseen[key] for key in open_keys]
     if not unexplained:
         return None
-    culprits, is_tied = _smallest_explanation(unexplained)
+    culprits, _ = _smallest_explanation(unexplained)
+    # Of several one may wait for another where nobody sees it, so that each alone could hold up all.
+    is_tied = len(culprits) > 1
     ops = [graph.ops[key] for key in open_keys if unseen[key] & set(culprits)]
     why = sorted({history.silent.get(rank, "no dump") for rank in culprits})
     tie = " Nothing tells which of them." if is_tied else ""
