@@ -31,9 +31,10 @@ from typing import Any
 import msgspec
 
 from instep_agent.announce import Progress, current, use
+from instep_agent.columns import Series
 from instep_agent.errors import Absent, AgentError
 from instep_agent.node import Node, Reading, Source
-from instep_agent.turn import Turn, sorted_turn, take_turn
+from instep_agent.turn import Turn, packed, sorted_turn, take_turn
 
 PACKET_BYTES_MAX = 4096
 ANSWER_BYTES_MAX = 16 << 20
@@ -243,11 +244,12 @@ def serve(node: Node, sources: Sequence[Source], data: socket.socket, progress: 
     by_name = {source.name: source for source in sources}
     watchers: dict[str, Callable[[Node, float], Iterator[Reading]]] = {}
     names = _Names(data)
+    said: dict[str, tuple[Series, ...]] = {}
     while True:
         asked = names.next(0.0 if watchers else None)
         if asked is not None:
             turn = take_turn(by_name[asked], node)
-            _send(data, turn)
+            _answer(data, turn, said)
             watch: Any = getattr(by_name[asked], "watch", None)
             if watch is not None and turn.outcome == "ok":
                 watchers[asked] = watch
@@ -310,12 +312,21 @@ class _Names:
         return bool(select.select([self._data], [], [], timeout_seconds if waits else 0.0)[0])
 
 
-def _send(data: socket.socket, turn: Turn) -> None:
+def _answer(data: socket.socket, turn: Turn, said: dict[str, tuple[Series, ...]]) -> None:
+    """Send a turn; the names of its series go along when they are others than before."""
+    short, series = packed(turn, said.get(turn.source, ()))
+    if _send(data, short):
+        said[turn.source] = series
+
+
+def _send(data: socket.socket, turn: Turn) -> bool:
     body = encode(turn)
-    if len(body) > ANSWER_BYTES_MAX:
+    is_small = len(body) <= ANSWER_BYTES_MAX
+    if not is_small:
         detail = f"Source {turn.source} said more than {ANSWER_BYTES_MAX} bytes in one turn."
         body = encode(Turn(source=turn.source, outcome="failed", detail=detail))
     try:
         data.sendall(len(body).to_bytes(4, "little") + body)
     except (BrokenPipeError, ConnectionError):  # the agent ended
         os._exit(0)
+    return is_small

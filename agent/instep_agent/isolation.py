@@ -30,8 +30,9 @@ import msgspec
 
 from instep_agent import child as process
 from instep_agent.announce import Progress
+from instep_agent.columns import Series
 from instep_agent.node import Node, Source
-from instep_agent.turn import Turn
+from instep_agent.turn import Turn, unpacked
 
 START_GRACE_SECONDS = 5.0
 """A child's first turn may take so much longer: a driver library loads and initialises."""
@@ -83,6 +84,8 @@ class _Child:
     is_ended: bool = False
     """It closed its end of the data socket; how it ended, the keeper says."""
     rest: bytearray = field(default_factory=bytearray)
+    series: dict[str, tuple[Series, ...]] = field(default_factory=dict)
+    """What its process has said last, by source: it says series again only when they are others."""
     asked: str = ""
     deadline_seconds: float = 0.0
     """When the turn that runs must be over, on the agent's clock."""
@@ -310,10 +313,13 @@ class Children:
                 return
             try:
                 turn = process.turns.decode(memoryview(child.rest)[4 : 4 + size_bytes])
-            except msgspec.DecodeError as error:
+                turn = unpacked(turn, child.series.get(turn.source, ()))
+            except (msgspec.DecodeError, ValueError) as error:
                 turn = Turn(source=child.asked, outcome="failed", detail=f"An answer of child {child.name}: {error}.")
             del child.rest[: 4 + size_bytes]
             if turn.source in child.sources:
+                if turn.series is not None:
+                    child.series[turn.source] = turn.series
                 self._ready.append(turn)
             if not turn.is_push and turn.source == child.asked:
                 child.asked, child.is_new = "", False
@@ -403,3 +409,4 @@ class Children:
             child.data.close()
         child.data, child.pid, child.is_ended, child.asked = None, 0, False, ""
         child.rest.clear()
+        child.series.clear()

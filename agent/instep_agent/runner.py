@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from instep_agent.columns import NO_SAMPLES, Column, Series, column_of
 from instep_agent.drills import DRILLS_FOLDER, Drills
 from instep_agent.frames import FrameBuilder, Tick
 from instep_agent.isolation import Blocked, Children, Loss, Report
 from instep_agent.metric import counter, gauge
 from instep_agent.node import Fact, Node, Source, wake_descriptor
-from instep_agent.source_state import SAID_ONCE_MAX, SOURCE_METRICS, SourceState, early_seconds
-from instep_agent.turn import Turn, take_turn
+from instep_agent.source_state import SOURCE_METRICS, SourceState, early_seconds
+from instep_agent.turn import Turn, samples_of, spelled_out, take_turn
 from instep_agent.wire import Dictionary, Frame, GpuReport, RankReport, Sample
 
 ABSENT_RETRY_SECONDS = 1.0
@@ -98,6 +99,7 @@ class Runner:
         self.children = Children(node, sources)
         self._facts: tuple[Fact, ...] = ()
         self._made_at_seconds = 0.0
+        self._about_series: tuple[Series, ...] = ()
         self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def run(self, stop: threading.Event) -> None:
@@ -170,7 +172,7 @@ class Runner:
     def snapshot(self) -> Snapshot:
         """What the agent knows now. Made when somebody looks, in whatever thread: most frames nobody looks at."""
         return Snapshot(
-            samples=(*(sample for state in self.states for sample in state.samples), *self._about()),
+            samples=tuple(sample for column in self._columns(self.states) for sample in column.samples()),
             ranks=tuple(report for state in self.states for report in state.ranks),
             gpus=merged_gpus(self.states),
             facts=self._facts,
@@ -186,7 +188,7 @@ class Runner:
         waited_seconds = self._clock_seconds() - started_seconds
         if waited_seconds <= state.source.deadline_seconds or state.said_kind == "source_slow":
             return
-        state.said_kind, state.outcome, state.samples = "source_slow", "stuck", ()
+        state.said_kind, state.outcome, state.column = "source_slow", "stuck", NO_SAMPLES
         state.duration_seconds = waited_seconds
         state.detail = self._slow_sentence(state)
         fact = self._fact("source_slow", state.detail, source=state.name)
@@ -235,17 +237,19 @@ class Runner:
                 self._hear_blocked(report)
 
     def _take(self, state: SourceState, turn: Turn) -> None:
-        turn = self._drills.overlay(turn)
-        samples = self._known(state, turn.samples)
+        if self._drills.is_active:
+            turn = self._drills.overlay(spelled_out(turn))
+        column = state.stated(samples_of(turn, state.said))
         state.is_fresh = True
         if turn.is_push:
-            newest = {(one.name, one.labels): one for one in (*state.samples, *samples)}
-            state.samples = tuple(newest.values())
+            old = state.column
+            newest = dict(zip((*old.series, *column.series), (*old.values, *column.values), strict=True))
+            state.column = Column(tuple(newest), tuple(newest.values()))
             self._add_facts(turn.facts)
             return
         state.turns_total += 1
         state.outcome, state.detail, state.duration_seconds = turn.outcome, turn.detail, turn.duration_seconds
-        state.samples, state.ranks, state.gpus = samples, turn.ranks, turn.gpus
+        state.column, state.ranks, state.gpus = column, turn.ranks, turn.gpus
         for report in turn.ranks:
             self._tick.add_rank(report)
         if turn.gpus or (state.name == "gpu_inventory" and turn.outcome == "ok"):
@@ -285,7 +289,7 @@ class Runner:
             self._add_facts([self._fact("child_lost", text, child=loss.child, ending=loss.ending)])
             return
         state = self._by_name[loss.source]
-        state.outcome, state.samples, state.is_fresh = "stuck", (), True
+        state.outcome, state.column, state.is_fresh = "stuck", NO_SAMPLES, True
         state.failures_total += 1
         state.deadline_misses_total += loss.ending == "deadline"
         state.detail = f"Source {state.name} {how}: child process {loss.child} was {where}. It is started again."
@@ -295,7 +299,7 @@ class Runner:
     def _hear_blocked(self, blocked: Blocked) -> None:
         for name in blocked.sources:
             state = self._by_name[name]
-            state.outcome, state.detail, state.samples, state.is_fresh = "stuck", blocked.detail, (), True
+            state.outcome, state.detail, state.column, state.is_fresh = "stuck", blocked.detail, NO_SAMPLES, True
             state.failures_total += 1
         if blocked.child not in self._blocked:
             self._blocked.add(blocked.child)
@@ -318,40 +322,36 @@ class Runner:
     def _add_facts(self, facts: Sequence[Fact]) -> None:
         self._tick.facts += facts[: max(0, FACTS_PER_FRAME_MAX - len(self._tick.facts))]
 
-    def _known(self, state: SourceState, samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
-        """Give the samples whose metric the source has stated."""
-        unknown = {sample.name for sample in samples} - state.metric_names
-        if not unknown:
-            return samples
-        if len(state.unknown_names) < SAID_ONCE_MAX:
-            for name in sorted(unknown - state.unknown_names):
-                log.error("Source %s does not state the metric %s: its samples are dropped.", state.name, name)
-            state.unknown_names |= unknown
-        return tuple(sample for sample in samples if sample.name not in unknown)
-
     def _send_frame(self, *, is_tick: bool) -> None:
         """Send what is new. Between two ticks that is facts and ranks; values wait for the tick."""
         with self._sending:
             tick, self._tick = self._tick, Tick()
-            samples: list[Sample] | None = None
+            columns: list[Column] | None = None
             if is_tick and self._next_values_seconds <= self._clock_seconds():
                 self._next_values_seconds = self._clock_seconds() + self._values_interval_seconds
-                fresh = (sample for state in self.states if state.is_fresh for sample in state.samples)
-                samples = [*fresh, *self._about()]
+                columns = list(self._columns(state for state in self.states if state.is_fresh))
                 for state in self.states:
                     state.is_fresh = False
             self._note_frame(tick.facts)
-            self._deliver(self._builder.build(tick, samples), self._builder.dictionary)
+            self._deliver(self._builder.build(tick, columns), self._builder.dictionary)
 
     def _note_frame(self, facts: Sequence[Fact]) -> None:
         self._made_at_seconds = self._clock_seconds()
         if facts:
             self._facts = (*self._facts, *facts)[-FACTS_PER_FRAME_MAX:]
 
-    def _about(self) -> Iterator[Sample]:
-        """Yield what the agent says of itself."""
+    def _columns(self, states: Iterable[SourceState]) -> Iterator[Column]:
+        """Yield what these sources said last, and what the agent says of itself."""
+        for state in states:
+            yield state.column
         for state in self.states:
-            yield from state.about()
+            yield state.about()
+        about = column_of(self._about(), self._about_series)
+        self._about_series = about.series
+        yield about
+
+    def _about(self) -> Iterator[Sample]:
+        """Yield what the agent says of its children and its other parts."""
         for child, count in self.children.starts.items():
             yield Sample(name="instep_agent_child_starts_total", labels=(("child", child),), value=float(count))
         for child, count in self.children.unkillable.items():

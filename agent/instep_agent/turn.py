@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
+from array import array
 from collections.abc import Iterable
 from itertools import islice
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from instep_agent.announce import current
+from instep_agent.columns import Column, Series, column_of
 from instep_agent.errors import Absent, AgentError
 from instep_agent.node import Fact, Node, Reading, Source
 from instep_agent.wire import GpuReport, RankReport, Sample
@@ -31,8 +34,44 @@ class Turn(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ranks: tuple[RankReport, ...] = ()
     gpus: tuple[GpuReport, ...] = ()
     facts: tuple[Fact, ...] = ()
+    series: tuple[Series, ...] | None = None
+    """In place of `samples`, as children say them: of a turn with `values` and None they are those of the turn before.
+    """
+    values: bytes = b""
+    """Their values, float64 in this machine's order."""
     is_push: bool = False
     """It comes from `watch`, between two turns: it adds to what the last turn said, and replaces nothing."""
+
+
+def packed(turn: Turn, before: tuple[Series, ...]) -> tuple[Turn, tuple[Series, ...]]:
+    """Give a turn with its samples as columns, without the series where they are those `before`; and the series."""
+    column = column_of(turn.samples, before)
+    series = None if column.series is before and before else column.series
+    values = array("d", column.values).tobytes()
+    return replace(turn, samples=(), series=series, values=values), column.series
+
+
+def unpacked(turn: Turn, before: tuple[Series, ...]) -> Turn:
+    """Give a packed turn with its series. Raise `ValueError` when it does not fit what was `before`."""
+    if turn.series is None and turn.values:
+        turn = replace(turn, series=before)
+    if turn.series is not None and len(turn.values) != 8 * len(turn.series):
+        raise ValueError(f"{len(turn.values)} bytes of values for {len(turn.series)} series")
+    return turn
+
+
+def samples_of(turn: Turn, before: tuple[Series, ...]) -> Column:
+    """Give the samples of a turn, packed or not, with the tuple `before` where the series are the same."""
+    if turn.series is None:
+        return column_of(turn.samples, before)
+    return Column(turn.series, array("d", turn.values))
+
+
+def spelled_out(turn: Turn) -> Turn:
+    """Give a turn with its samples one by one."""
+    if turn.series is None:
+        return turn
+    return replace(turn, samples=tuple(samples_of(turn, ()).samples()), series=None, values=b"")
 
 
 def take_turn(source: Source, node: Node) -> Turn:

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instep_agent.columns import column_of
 from instep_agent.errors import ConfigurationInvalid
 from instep_agent.frames import FrameBuilder, Tick
 from instep_agent.node import Fact, Node
@@ -23,7 +24,7 @@ class Frames:
 
     def __call__(self, text=""):
         facts = [Fact("kernel_line", text, 1, 1)] if text else []
-        return msgspec.msgpack.encode(self.builder.build(Tick(facts=facts), SAMPLES))
+        return msgspec.msgpack.encode(self.builder.build(Tick(facts=facts), [column_of(SAMPLES)]))
 
 
 def fill(spool, *texts):

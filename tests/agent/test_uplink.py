@@ -6,6 +6,7 @@ import time
 import msgspec
 import pytest
 from ingest_server import DEADLINE_SECONDS, IngestServer
+from instep_agent.columns import column_of
 from instep_agent.errors import ConfigurationInvalid
 from instep_agent.frames import FrameBuilder, Tick, make_dictionary
 from instep_agent.node import Fact, Node
@@ -47,7 +48,7 @@ class Agent:
 
     def put(self, uplink, *texts, samples=(SAMPLE,)):
         facts = [Fact("kernel_line", text, time.monotonic_ns(), time.time_ns()) for text in texts]
-        frame = self.builder.build(Tick(facts=facts), samples)
+        frame = self.builder.build(Tick(facts=facts), [column_of(samples)])
         uplink.put(frame, self.builder.dictionary)
         return frame
 
