@@ -42,6 +42,8 @@ class Case:
     slowdown: float = 1.0
     slowdowns: list[float] = field(default_factory=list)
     """Of each fault: what the job would gain without it."""
+    forward_seconds: list[np.ndarray] = field(default_factory=list)
+    """Of each fault: forward compute that it added, [T, P, D]."""
 
     def line(self) -> dict:
         """As the file format has it."""
@@ -84,6 +86,13 @@ def random_case(seed: int, *, cause: str | None = None, hard: str | None = None,
     return case
 
 
+def case_of(seed: int, shape: tuple[int, int, int], faults: list[Fault], *, noise: float = 0.006) -> Case:
+    """A case of given faults."""
+    case = Case(f"{seed}", shape, faults, noise)
+    _simulate(case, np.random.default_rng(seed), 20)
+    return case
+
+
 def _fault(cause, shape, dice, severity):
     stages, ranks, _ = shape
     stage = dp = None
@@ -117,6 +126,7 @@ def _simulate(case: Case, dice, steps: int) -> None:
     for fault in case.faults:
         without = run([other for other in case.faults if other is not fault], is_early_faulty=False)
         case.slowdowns.append(float(whole["step"][early:].mean() / without["step"][early:].mean()))
+        case.forward_seconds.append((whole["fwd"] - without["fwd"])[early:])
 
 
 def _steps(case: Case, faults, masks, dice, steps):

@@ -4,6 +4,7 @@ import gzip
 import json
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import msgspec
@@ -12,13 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instep_diagnosis.cli import main
+from instep_diagnosis.detectors.step_sums.effects import pause_seconds, shapes
 from instep_diagnosis.detectors.step_sums.hypotheses import StepCause
-from instep_diagnosis.detectors.step_sums.judge import judge_steps
+from instep_diagnosis.detectors.step_sums.judge import cause_costs, judge_steps
+from instep_diagnosis.detectors.step_sums.replay import expected_longest
 from instep_diagnosis.detectors.step_sums.sums import StepSums
 from instep_diagnosis.errors import EvidenceError
 from instep_diagnosis.files.cases import read_cases
 
-from tests.diagnosis.step_sums_cases import CAUSES, random_case
+from tests.diagnosis.step_sums_cases import CAUSES, Fault, case_of, random_case
 
 RECORDED = Path(__file__).parents[3] / "shared" / "data" / "straggler-cases"
 HELD_OUT = 40_000
@@ -77,6 +80,31 @@ def test_the_slowdown_is_what_the_job_would_gain(cause):
         if case.slowdown >= 1.05:
             errors.append(abs(judge_steps(sums(case)).slowdown / case.slowdown - 1))
     assert np.median(errors) < 0.04
+
+
+@pytest.mark.parametrize("unevenness", [0.0, 0.1, 0.2])
+@pytest.mark.parametrize("ranks", [4, 32])
+def test_pauses_are_taken_for_as_long_as_they_are_and_cost_what_the_job_would_gain(unevenness, ranks):
+    """Also where micro-batches differ, so that few pauses hit the longest, and where the last of many columns counts."""
+    found, wanted, gains = [], [], []
+    for seed in range(12):
+        faults = [Fault("gc_pause", severity=0.2), Fault("seq_imbalance", severity=unevenness)]
+        case = case_of(seed, (4, ranks, 8), faults[: 2 if unevenness else 1])
+        job = sums(case)
+        found.append(pause_seconds(job, shapes(job)).sum())
+        wanted.append(case.forward_seconds[0].sum())
+        (cost,) = (cost for cost in cause_costs(job) if cost.cause is StepCause.GC_PAUSE)
+        gains.append((cost.slowdown - 1) / (case.slowdowns[0] - 1))
+    assert np.sum(found) / np.sum(wanted) == pytest.approx(1, abs=0.02)
+    assert np.mean(gains) == pytest.approx(1, abs=0.08)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 4))
+def test_the_longest_of_independent_columns_is_that_of_all_combinations(seed, draws, columns):
+    values = np.random.default_rng(seed).integers(0, 6, (draws, 1, columns)).astype(float)
+    combinations = product(*(values[:, 0, column] for column in range(columns)))
+    assert expected_longest(values) == pytest.approx([np.mean([max(each) for each in combinations])])
 
 
 def test_a_second_dear_cause_is_named_beside_the_first():
@@ -179,7 +207,7 @@ def test_recorded_hard_jobs_are_told_where_the_first_fault_is_the_dearer_one():
     dear = [pair for pair, x, first in zip(pairs, extras, firsts, strict=True) if x == 1 or first > x + 0.02]
     right = [t for t, v in dear if t["cause"] == v.cause]
     assert len(right) >= 0.95 * len(dear)
-    assert sum(t["cause"] == v.cause for t, v in pairs) >= 0.85 * len(pairs)
+    assert sum(t["cause"] == v.cause for t, v in pairs) >= 0.9 * len(pairs)
     assert all(v.cause is StepCause.HEALTHY for t, v in pairs if t["cause"] == "healthy")
 
 

@@ -136,13 +136,16 @@ def shapes(sums: StepSums) -> Shapes:
 
 
 def _shape(sums: StepSums, name: str) -> Array:
-    longest, total, count = sums.seconds[f"{name}_max"], sums.seconds[name], sums.micro_batches
-    if count < 2:
-        return np.full_like(total, np.nan)
-    rest = (total - longest) / (count - 1)
+    longest, rest = sums.seconds[f"{name}_max"], _rest(sums, name)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where((rest > 0) & (longest > 0), longest / rest, np.nan)
     return np.asarray(np.log(ratio))
+
+
+def _rest(sums: StepSums, name: str) -> Array:
+    """Mean of all micro-batches but the longest; NaN with a single one."""
+    longest, total, count = sums.seconds[f"{name}_max"], sums.seconds[name], sums.micro_batches
+    return (total - longest) / (count - 1) if count > 1 else np.full_like(total, np.nan)
 
 
 def unevenness(shape: Shapes, micro_batches: int) -> Array:
@@ -161,14 +164,16 @@ def unevenness(shape: Shapes, micro_batches: int) -> Array:
 def pause_seconds(sums: StepSums, shape: Shapes) -> Array:
     """[2, T, P, D] seconds by which one micro-batch stopped, in the forwards and in the backwards; 0 where it is noise.
 
-    Uneven data lengthen the forward and the backward of a micro-batch alike; a pause hits one of them.
+    Uneven data lengthen the forward and the backward of a micro-batch alike; a pause hits one of them. A pause may hit
+    any micro-batch, so that without it the one it hit would on average have been as long as the rest are, not as the
+    longest: with that, pauses of jobs with uneven data were taken for up to half as long as they are.
     """
     h_TPD = shape.forward_TPD - shape.backward_TPD
     limit = max(5.0 * spread(h_TPD), _PAUSE_LOG_RATIO_MIN)
     found = []
-    for name, excess in (("fwd_max", h_TPD), ("bwd_max", -h_TPD)):
+    for name, excess in (("fwd", h_TPD), ("bwd", -h_TPD)):
         is_pause = np.nan_to_num(excess) > limit
-        seconds = sums.seconds[name] * -np.expm1(-np.maximum(np.nan_to_num(excess), 0.0))
+        seconds = sums.seconds[f"{name}_max"] - _rest(sums, name)
         found.append(np.where(is_pause, np.nan_to_num(seconds), 0.0))
     return np.stack(found)
 

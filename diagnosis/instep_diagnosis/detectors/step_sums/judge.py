@@ -83,9 +83,7 @@ def judge_steps(sums: StepSums) -> StepsVerdict:
     if worst is None or worst.gain_ratio < GAIN_RATIO_MIN:
         most = 0.0 if worst is None else max(0.0, worst.gain_ratio)
         text = f"No repair would shorten the steps by more than {most:.1%}."
-        return StepsVerdict(
-            sums.id, StepCause.HEALTHY, None, None, None, 1.0, sure, Owner.UNKNOWN, None, 0.0, text, ()
-        )
+        return StepsVerdict(sums.id, StepCause.HEALTHY, None, None, None, 1.0, sure, Owner.UNKNOWN, None, 0.0, text, ())
     is_one_rank = worst.stage is not None and worst.dp is not None and worst.cause is not StepCause.SLOW_LINK
     return StepsVerdict(
         id=sums.id,
