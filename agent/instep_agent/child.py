@@ -39,7 +39,10 @@ from instep_agent.turn import Turn, packed, sorted_turn, take_turn
 PACKET_BYTES_MAX = 4096
 ANSWER_BYTES_MAX = 16 << 20
 WATCH_SECONDS = 0.2
-"""So long the watching sources of a child may wait for something to happen before its next request is looked for."""
+"""So long the watching sources of a child may wait for something to happen before its next request is looked for, when
+none is announced."""
+WATCH_SECONDS_MAX = 1.0
+"""And no longer than this until the next announced one: some requests come unannounced."""
 REAP_SECONDS_MAX = 1.0
 """At its end the keeper waits so long for children that it killed."""
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
@@ -243,7 +246,7 @@ def serve(node: Node, sources: Sequence[Source], data: socket.socket, progress: 
     use(progress)
     by_name = {source.name: source for source in sources}
     watchers: dict[str, Callable[[Node, float], Iterator[Reading]]] = {}
-    names = _Names(data)
+    names = _Requests(data)
     said: dict[str, tuple[Series, ...]] = {}
     while True:
         asked = names.next(0.0 if watchers else None)
@@ -262,10 +265,10 @@ def serve(node: Node, sources: Sequence[Source], data: socket.socket, progress: 
 
 
 def _watch_all(
-    node: Node, data: socket.socket, watchers: dict[str, Callable[[Node, float], Iterator[Reading]]], names: _Names
+    node: Node, data: socket.socket, watchers: dict[str, Callable[[Node, float], Iterator[Reading]]], names: _Requests
 ) -> None:
     """Let every watcher wait for its part of the time; one that fails watches again after its next good turn."""
-    share_seconds = WATCH_SECONDS / len(watchers)
+    share_seconds = min(names.free_seconds() or WATCH_SECONDS, WATCH_SECONDS_MAX) / len(watchers)
     for name, watch in tuple(watchers.items()):
         started_seconds = time.monotonic()
         current().begin(name)
@@ -285,13 +288,18 @@ def _watch_all(
             names.wait(share_seconds - (time.monotonic() - started_seconds))
 
 
-class _Names:
-    """The names of sources to ask, one a line."""
+class _Requests:
+    """Requests, one a line: the name of the source to ask, and in how many seconds the next one may come."""
 
     def __init__(self, data: socket.socket) -> None:
         self._data = data
         self._rest = b""
+        self._next_seconds = 0.0
         self.is_ended = False
+
+    def free_seconds(self) -> float:
+        """Give the time until the next request, as far as the agent has announced it; 0 when it may come now."""
+        return max(0.0, self._next_seconds - time.monotonic())
 
     def next(self, timeout_seconds: float | None) -> str | None:
         """Give the next name, or None when none came within the time, or when none will come any more."""
@@ -303,8 +311,10 @@ class _Names:
                 self.is_ended = True
                 return None
             self._rest += received
-        name, _, self._rest = self._rest.partition(b"\n")
-        return name.decode()
+        line, _, self._rest = self._rest.partition(b"\n")
+        name, _, seconds = line.decode().partition(" ")
+        self._next_seconds = time.monotonic() + float(seconds or 0.0)
+        return name
 
     def wait(self, timeout_seconds: float | None) -> bool:
         """Wait until there is something to receive; give whether there is."""

@@ -91,6 +91,8 @@ class _Child:
     """When the turn that runs must be over, on the agent's clock."""
     is_new: bool = False
     pending: deque[str] = field(default_factory=deque)
+    next_seconds: dict[str, float] = field(default_factory=dict)
+    """When each source may be asked next, on the agent's clock."""
     not_before_seconds: float = 0.0
     """No process is started earlier."""
     paused_pid: int = 0
@@ -102,6 +104,10 @@ class _Child:
     @property
     def is_running(self) -> bool:
         return self.data is not None
+
+    def free_seconds(self, now_seconds: float) -> float:
+        """Give the time after this request in which no other one comes."""
+        return 0.0 if self.pending else max(0.0, min(self.next_seconds.values(), default=0.0) - now_seconds)
 
 
 class Children:
@@ -158,9 +164,13 @@ class Children:
                     self._order(process.Pause(wanted_pid))
                 child.paused_pid = wanted_pid
 
-    def ask(self, source: str, now_seconds: float) -> None:
-        """Have a source take its turn, as soon as its child is free; one that waits for its turn already waits once."""
+    def ask(self, source: str, now_seconds: float, next_seconds: float = 0.0) -> None:
+        """Have a source take its turn, as soon as its child is free; one that waits for its turn already waits once.
+
+        `next_seconds` is when it will be asked again, at the earliest: until then its child may watch undisturbed.
+        """
         child = self._of_source[source]
+        child.next_seconds[source] = next_seconds
         if source != child.asked and source not in child.pending:
             child.pending.append(source)
         self._go_on(child, now_seconds)
@@ -254,7 +264,7 @@ class Children:
         grace_seconds = START_GRACE_SECONDS if child.is_new else 0.0
         child.deadline_seconds = now_seconds + child.sources[name].deadline_seconds + grace_seconds
         with contextlib.suppress(OSError):  # it has just ended: the keeper is about to say so
-            child.data.send(name.encode() + b"\n")
+            child.data.send(b"%s %.3f\n" % (name.encode(), child.free_seconds(now_seconds)))
 
     def _start(self, child: _Child, now_seconds: float) -> bool:
         if child.not_before_seconds > now_seconds:

@@ -215,7 +215,7 @@ class Runner:
         state.asked_at_seconds = now_seconds
         state.next_due_seconds = now_seconds + state.source.interval_seconds
         if self.children.has(state.name):
-            self.children.ask(state.name, now_seconds)
+            self.children.ask(state.name, now_seconds, state.next_due_seconds - state.early_seconds)
             return False
         self._running = state, now_seconds
         turn = take_turn(state.source, self._node)
