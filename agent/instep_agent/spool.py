@@ -1,8 +1,9 @@
 """Frames on their way to the server, on disk and bounded: nothing that was not acknowledged is lost by a restart.
 
 One file a frame, written beside its place and renamed into it, with a checksum in front: what a loss of power left
-torn is found out and left out. When the spool is full its oldest *samples* go first, whether in frames of their own or
-beside events; events go only when events alone are too much.
+torn is found out and left out. While the server keeps up there is one frame at a time, and that has a file of its own
+that is written over and over (`instep_agent.spool_slot`). When the spool is full its oldest *samples* go first, whether
+in frames of their own or beside events; events go only when events alone are too much.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import msgspec
 
 from instep_agent.errors import ConfigurationInvalid
 from instep_agent.metric import counter, gauge
+from instep_agent.spool_slot import Slot, SlotTorn
 from instep_agent.wire import Frame, Sample
 
 BYTES_MAX = 64 << 20
@@ -80,6 +82,9 @@ class Spool:
         self._entries: OrderedDict[int, Entry] = OrderedDict()
         self._with_samples: OrderedDict[int, None] = OrderedDict()
         self._in_memory: dict[int, bytes] = {}
+        self._slot = Slot(folder)
+        self._in_slot: tuple[int, bytes] = 0, b""
+        """Number and bytes of the frame in the slot; 0 when it is free."""
         self._loses_events = False
         self.size_bytes = 0
         self.dropped = {"samples": 0, "stripped": 0, "events": 0, "torn": 0}
@@ -163,6 +168,7 @@ class Spool:
     def _adopt(self) -> None:
         for partial in self._folder.glob("*.partial"):
             partial.unlink(missing_ok=True)
+        self._adopt_slot()
         now_seconds, now_realtime_seconds = self._clock_seconds(), time.time()
         for path in sorted(self._folder.glob("*.frame")):
             number, _, kind = path.stem.partition("-")
@@ -172,7 +178,26 @@ class Spool:
                 size_bytes = max(0, status.st_size - _HEAD_BYTES)
                 self._note(Entry(int(number), kind, size_bytes, now_seconds - age_seconds))
 
+    def _adopt_slot(self) -> None:
+        """Give the frame in the slot a file of its own, so that all that an earlier agent left is alike."""
+        try:
+            found = self._slot.found()
+        except SlotTorn:
+            self.dropped["torn"] += 1
+            return
+        if found is not None:
+            path = self._folder / Entry(found.number, found.kind, len(found.data), 0.0).name
+            _write(path, _MAGIC + zlib.crc32(found.data).to_bytes(4, "little") + found.data)
+            os.utime(path, (found.written_seconds, found.written_seconds))
+            self._slot.free()
+
     def _add(self, entry: Entry, data: bytes) -> None:
+        if not self._entries:
+            with contextlib.suppress(OSError):  # then as any other
+                self._slot.put(entry.number, entry.kind, data)
+                self._in_slot = entry.number, data
+                self._note(entry)
+                return
         try:
             _write(self._folder / entry.name, _MAGIC + zlib.crc32(data).to_bytes(4, "little") + data)
         except OSError:  # the disk is full or gone: memory is the next best place, within the same bounds
@@ -189,6 +214,8 @@ class Spool:
         """Give what was written, None when it is torn or gone."""
         if entry.number in self._in_memory:
             return self._in_memory[entry.number]
+        if entry.number == self._in_slot[0]:
+            return self._in_slot[1]
         try:
             written = (self._folder / entry.name).read_bytes()
         except OSError:  # somebody cleaned the folder up
@@ -229,15 +256,23 @@ class Spool:
     def _replace(self, entry: Entry, by: Entry, data: bytes) -> None:
         """Write the shorter frame first: at every moment one of the two is there, and a later agent sends either."""
         self._with_samples.pop(entry.number)
-        was_in_memory = self._in_memory.pop(entry.number, None) is not None
+        had_no_file = self._is_without_file(entry.number)
         self.size_bytes += by.size_bytes - entry.size_bytes
         self._entries[entry.number] = by  # in its old place: an ordered dictionary keeps it
         try:
             _write(self._folder / by.name, _MAGIC + zlib.crc32(data).to_bytes(4, "little") + data)
         except OSError:
             self._in_memory[entry.number] = data
-        if not was_in_memory:
+        if not had_no_file:
             (self._folder / entry.name).unlink(missing_ok=True)
+
+    def _is_without_file(self, number: int) -> bool:
+        """Whether a frame has none of its own; it is given up then."""
+        if number == self._in_slot[0]:
+            self._in_slot = 0, b""
+            self._slot.free()
+            return True
+        return self._in_memory.pop(number, None) is not None
 
     def _lose_torn(self, entry: Entry) -> None:
         self._forget(entry.number)
@@ -249,7 +284,7 @@ class Spool:
         if entry is not None:
             self._with_samples.pop(number, None)
             self.size_bytes -= entry.size_bytes
-            if self._in_memory.pop(number, None) is None:
+            if not self._is_without_file(number):
                 (self._folder / entry.name).unlink(missing_ok=True)
 
 

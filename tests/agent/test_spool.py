@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instep_agent import spool_slot
 from instep_agent.columns import column_of
 from instep_agent.errors import ConfigurationInvalid
 from instep_agent.frames import FrameBuilder, Tick
@@ -101,9 +102,9 @@ def test_a_later_agent_takes_over_frames_with_their_order_and_kind(tmp_path):
 
 def test_a_torn_file_is_left_out_and_the_rest_arrives(tmp_path, caplog):
     fill(Spool(tmp_path), "one", "two", "three", "four")
-    paths = sorted(tmp_path.glob("*.frame"))
-    paths[1].write_bytes(paths[1].read_bytes()[:-7])
-    paths[2].write_bytes(b"")
+    two, three, _four = sorted(tmp_path.glob("*.frame"))  # the first is in the slot
+    two.write_bytes(two.read_bytes()[:-7])
+    three.write_bytes(b"")
     (tmp_path / "0000000000000009-events.partial").write_bytes(b"half a frame")
     later = Spool(tmp_path)
     assert [events for _, events, _ in drain(later)] == [["one"], ["four"]]
@@ -118,6 +119,45 @@ def test_a_bit_that_changed_on_disk_is_found_out(tmp_path, caplog):
     data = bytearray(path.read_bytes())
     data[-20] ^= 4
     path.write_bytes(data)
+    assert [events for _, events, _ in drain(Spool(tmp_path))] == [["one"]]
+
+
+@pytest.mark.parametrize("harm", [lambda data: data[:-7], lambda data: data[:40], lambda data: b"junk" * 40])
+def test_a_torn_slot_is_left_out_and_used_again(tmp_path, harm):
+    fill(Spool(tmp_path), "one", "two")
+    slot = tmp_path / spool_slot.NAME
+    slot.write_bytes(harm(slot.read_bytes()))
+    later = Spool(tmp_path)
+    assert [events for _, events, _ in drain(later)] == [["two"]]
+    assert later.dropped["torn"] == 1
+    fill(later, "three")
+    assert [events for _, events, _ in drain(Spool(tmp_path))] == [["three"]]
+
+
+def test_what_was_acknowledged_is_not_taken_over_and_what_was_not_is(tmp_path):
+    spool = Spool(tmp_path)
+    fill(spool, "a long event that is acknowledged")
+    assert drain(spool)
+    assert len(Spool(tmp_path)) == 0
+    fill(spool, "short")
+    assert [events for _, events, _ in drain(Spool(tmp_path))] == [["short"]]
+    assert len(Spool(tmp_path)) == 0
+
+
+def test_a_server_that_keeps_up_costs_one_file_for_all_frames(tmp_path):
+    spool = Spool(tmp_path)
+    for text in ("one", "two", "three"):
+        fill(spool, text)
+        assert list(tmp_path.glob("*.frame")) == []
+        assert [events for _, events, _ in drain(spool)] == [[text]]
+
+
+def test_a_slot_that_somebody_removed_is_made_again(tmp_path):
+    spool = Spool(tmp_path)
+    fill(spool, "one")
+    drain(spool)
+    (tmp_path / spool_slot.NAME).unlink()
+    fill(spool, "two")
     assert [events for _, events, _ in drain(Spool(tmp_path))] == [["two"]]
 
 
