@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instep_diagnosis.cli import main
-from instep_diagnosis.detectors.series import detect_series_events
+from instep_diagnosis.detectors.series import SeriesSettings, detect_series_events, level_events
+from instep_diagnosis.detectors.series_screen import can_change, despiked, median_of_seven
 from instep_diagnosis.errors import EvidenceError
 from instep_diagnosis.files.series import read_series
 
@@ -83,6 +84,40 @@ def test_few_healthy_series_raise_something():
         raised += len({event.worker for event in events(values_TW)})
         total += workers
     assert raised <= 0.02 * total
+
+
+@pytest.mark.parametrize("samples", [20, 60, 250])
+@pytest.mark.parametrize("autocorrelation", [0.0, 0.7])
+def test_what_is_not_looked_at_closely_holds_no_change(samples, autocorrelation):
+    """Changes from far too small to large, lasting and passing, gaps and outliers: the screen may miss none."""
+    rest_TW = np.log(series(12, samples=samples, workers=400, autocorrelation=autocorrelation))
+    dice = np.random.default_rng(12)
+    for column in range(200):
+        first, last = sorted(dice.integers(0, samples, 2))
+        rest_TW[first:last, column] += dice.normal(0, 0.03)
+    rest_TW[dice.random(rest_TW.shape) < 0.02] += 1.0
+    rest_TW[dice.random(rest_TW.shape) < 0.02] = np.nan
+    settings, times_T = SeriesSettings(), np.arange(float(samples))
+    looked_at = set(can_change(rest_TW, settings.price, settings.samples_min))
+    changed = {w for w in range(400) if level_events(rest_TW[:, w], times_T, "", settings)}
+    assert changed <= looked_at
+    assert changed
+    assert len(looked_at) < 300
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.floats(-10, 10), min_size=7, max_size=7))
+def test_the_middle_of_seven_is_their_median(values):
+    assert median_of_seven([np.array([value]) for value in values])[0] == np.median(values)
+
+
+def test_a_lone_spike_is_cut_and_a_level_is_kept():
+    x_TW = np.zeros((20, 2))
+    x_TW[9, 0] = 5.0
+    x_TW[9:, 1] = 5.0
+    smooth_TW = despiked(x_TW, np.full(2, 0.1))
+    assert smooth_TW[9, 0] == pytest.approx(0.3)
+    assert np.array_equal(smooth_TW[:, 1], x_TW[:, 1])
 
 
 def test_a_silent_worker_and_an_empty_table_raise_nothing():

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from instep_diagnosis.detectors.series_screen import can_change, despiked, long_run_variance, quiet
+
 Array = npt.NDArray[np.float64]
 
 
@@ -55,53 +57,58 @@ def detect_series_events(
     """Events of single workers, by start. A change that most workers share is the job's and no worker's, so it is left
     out. Values at or below zero count as nearly zero."""
     settings = settings or SeriesSettings()
-    x_TW = _relative(values_TW)
-    rest_TW = _without_common(x_TW, settings)
+    rest_TW = _without_common(_relative(values_TW), settings)
     found: list[SeriesEvent] = []
-    for column, worker in enumerate(workers):
-        rows = np.flatnonzero(np.isfinite(rest_TW[:, column]))
-        if rows.size >= 3 * settings.samples_min:
-            found += _worker_events(rest_TW[rows, column], times_T[rows], worker, settings)
+    for column in can_change(rest_TW, settings.price, settings.samples_min):
+        found += level_events(rest_TW[:, column], times_T, workers[column], settings)
     return sorted(_not_shared(found, len(workers)), key=lambda event: (event.start, event.worker))
 
 
 def _relative(values_TW: Array) -> Array:
     """Logarithm of each value over its worker's median, limited to a thousandth."""
-    x_TW = np.full_like(values_TW, np.nan)
-    for column in range(values_TW.shape[1]):
-        values = values_TW[:, column]
-        known = np.isfinite(values)
-        positive = values[known & (values > 0)]
-        if positive.size:
-            typical = float(np.median(positive))
-            x_TW[known, column] = np.log(np.maximum(values[known] / typical, 1e-3))
-    return x_TW
+    is_positive_TW = np.isfinite(values_TW) & (values_TW > 0)
+    typical_W = _medians(values_TW, is_positive_TW)
+    with np.errstate(invalid="ignore"):
+        x_TW = np.log(np.maximum(values_TW / typical_W, 1e-3))
+    return np.where(np.isfinite(values_TW), x_TW, np.nan)
+
+
+def _medians(values_TW: Array, kept_TW: npt.NDArray[np.bool_]) -> Array:
+    """[W]: median of the values that are kept; NaN where none is."""
+    ordered_TW = np.sort(np.where(kept_TW, values_TW, np.inf), axis=0)
+    count_W = kept_TW.sum(axis=0)
+    if not count_W.any():
+        return np.full(count_W.size, np.nan)
+    middle = np.stack([np.maximum(count_W - 1, 0) // 2, count_W // 2 * (count_W > 0)])
+    return np.where(count_W > 0, np.take_along_axis(ordered_TW, middle, axis=0).mean(axis=0), np.nan)
 
 
 def _without_common(x_TW: Array, settings: SeriesSettings) -> Array:
-    rest_TW = np.empty_like(x_TW)
     is_peered_T = np.isfinite(x_TW).sum(axis=1) >= settings.peers_min
     common_T = np.full(len(x_TW), np.nan)
     for t in np.flatnonzero(is_peered_T):
         seen = x_TW[t][np.isfinite(x_TW[t])]
         common_T[t] = np.median(seen)
-    for column in range(x_TW.shape[1]):
-        own_T = x_TW[:, column]
-        shared_T = own_T - common_T
-        rest_TW[:, column] = shared_T if _is_like_peers(own_T, shared_T) else _without_season_and_slope(own_T, settings)
+    rest_TW = x_TW - common_T[:, None]
+    for column in np.flatnonzero(~_are_like_peers(x_TW, rest_TW)):
+        rest_TW[:, column] = _without_season_and_slope(x_TW[:, column], settings)
     return rest_TW
 
 
-def _is_like_peers(own_T: Array, shared_T: Array) -> bool:
-    """Whether taking off the common behaviour leaves less, or not much more, than was there."""
-    known = np.isfinite(shared_T)
-    if known.sum() < 0.5 * np.isfinite(own_T).sum() or known.sum() < 4:
-        return False
-    return _scatter(shared_T[known]) <= 1.5 * _scatter(own_T[known])
+def _are_like_peers(own_TW: Array, shared_TW: Array) -> npt.NDArray[np.bool_]:
+    """[W]: whether taking off the common behaviour leaves less, or not much more, than was there."""
+    known_TW = np.isfinite(shared_TW)
+    count_W = known_TW.sum(axis=0)
+    is_seen_W = (count_W >= 0.5 * np.isfinite(own_TW).sum(axis=0)) & (count_W >= 4)
+    with np.errstate(invalid="ignore"):
+        return is_seen_W & (_scatter(shared_TW, known_TW) <= 1.5 * _scatter(own_TW, known_TW))
 
 
-def _scatter(values: Array) -> float:
-    return float(np.median(np.abs(np.diff(values))))
+def _scatter(values_TW: Array, known_TW: npt.NDArray[np.bool_]) -> Array:
+    """[W]: median step from one known value to the next."""
+    order_TW = np.argsort(~known_TW, axis=0, kind="stable")
+    steps_TW = np.abs(np.diff(np.take_along_axis(values_TW, order_TW, axis=0), axis=0))
+    return _medians(steps_TW, np.take_along_axis(known_TW, order_TW, axis=0)[1:])
 
 
 def _without_season_and_slope(x_T: Array, settings: SeriesSettings) -> Array:
@@ -155,10 +162,14 @@ def _season(x: Array, period: int) -> Array:
     return np.asarray(np.tile(np.nanmedian(table, axis=0), len(table))[: x.size])
 
 
-def _worker_events(x_T: Array, times_T: Array, worker: str, settings: SeriesSettings) -> list[SeriesEvent]:
-    levels = _levels(x_T, settings)
-    normal = _normal(levels, len(x_T))
-    return [_event(run, normal, times_T, worker, len(x_T)) for run in _runs(levels, normal, settings)]
+def level_events(rest_T: Array, times_T: Array, worker: str, settings: SeriesSettings) -> list[SeriesEvent]:
+    """Events of one worker from what is left of it when all that is common is taken off; NaN is left out."""
+    rows = np.flatnonzero(np.isfinite(rest_T))
+    if rows.size < 3 * settings.samples_min:
+        return []
+    levels = _levels(rest_T[rows], settings)
+    normal = _normal(levels, rows.size)
+    return [_event(run, normal, times_T[rows], worker, rows.size) for run in _runs(levels, normal, settings)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,36 +182,13 @@ class _Level:
 
 def _levels(x_T: Array, settings: SeriesSettings) -> list[_Level]:
     """Stretches of equal level: first with a cautious guess of the noise, then with what is left around them."""
-    near = _quiet(np.diff(x_T)) / np.sqrt(2.0)
-    smooth_T = _despiked(x_T, near)
+    near_W = quiet(np.diff(x_T)[:, None]) / np.sqrt(2.0)
+    smooth_T = despiked(x_T[:, None], near_W)[:, 0]
     price = settings.price * np.log(len(x_T))
-    ends = change_points(smooth_T, price * (2.0 * near) ** 2, settings.samples_min)
+    ends = change_points(smooth_T, price * (2.0 * float(near_W[0])) ** 2, settings.samples_min)
     rest_T = np.concatenate([part - np.median(part) for part in np.split(smooth_T, ends[:-1])])
-    ends = change_points(smooth_T, price * _long_run_variance(rest_T), settings.samples_min)
+    ends = change_points(smooth_T, price * float(long_run_variance(rest_T[:, None])[0]), settings.samples_min)
     return [_Level(a, b, float(np.median(x_T[a:b]))) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
-
-
-def _quiet(values: Array) -> float:
-    return max(1.4826 * float(np.median(np.abs(values))), 1e-6)
-
-
-def _long_run_variance(rest_T: Array) -> float:
-    """Variance that makes the mean of n samples uncertain by its n-th part, for a first-order process."""
-    power = float(rest_T @ rest_T)
-    near = float(rest_T[1:] @ rest_T[:-1]) / power if power > 0.0 else 0.0
-    rho = min(max(near, 0.0) + _MARGIN / np.sqrt(len(rest_T)), 0.9)
-    return float(max(power / len(rest_T), 1e-12) * (1.0 + rho) / (1.0 - rho))
-
-
-_MARGIN = 1.0
-"""Standard errors by which autocorrelation is taken higher than it was measured."""
-
-
-def _despiked(x_T: Array, sigma: float) -> Array:
-    """Samples no further than three standard deviations from the median of the seven around them."""
-    padded = np.pad(x_T, 3, mode="edge")
-    around_T = np.median(np.lib.stride_tricks.sliding_window_view(padded, 7), axis=1)
-    return np.asarray(np.clip(x_T, around_T - 3.0 * sigma, around_T + 3.0 * sigma))
 
 
 def change_points(x_T: Array, price: float, samples_min: int) -> list[int]:
