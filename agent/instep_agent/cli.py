@@ -253,7 +253,13 @@ def _sources(config: AgentConfig) -> tuple[Source, ...]:
 
 def _page_of(runner: Runner, config: AgentConfig, node: Node) -> Callable[[], bytes]:
     metrics = [*UPLINK_METRICS, *(metric for state in runner.states for metric in state.source.metrics)]
-    page = Page(metrics, node=node.name, dcgm_names=config.dcgm_names, series_max=config.series_max)
+    page = Page(
+        metrics,
+        node=node.name,
+        dcgm_names=config.dcgm_names,
+        is_full=config.exposition == "full",
+        series_max=config.series_max,
+    )
     return lambda: page.render(runner.snapshot)
 
 

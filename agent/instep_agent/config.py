@@ -7,7 +7,7 @@ import inspect
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -57,6 +57,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """`HOST:PORT` of the agent's own /metrics page; off when empty."""
     dcgm_names: bool = True
     """The page also has the names of dcgm-exporter (`DCGM_FI_DEV_…`), where the meaning is the same."""
+    exposition: Literal["default", "full"] = "default"
+    """Which series /metrics has: those that dashboards and people look at, or `full`: all that frames have. A node with
+    8 GPUs then has more than `series_max`: raise it."""
     series_max: Annotated[int, msgspec.Meta(ge=100, le=100_000)] = PAGE_SERIES_MAX
     """Beyond so many series the page leaves out the last ones, and says how many."""
     frame_interval_seconds: Seconds = 0.5

@@ -22,7 +22,9 @@ class Metric:
     """One sentence: what it is, and where it is read."""
     kind: MetricKind = MetricKind.GAUGE
     is_on_page: bool = True
-    """Shown on /metrics. Frames carry every sample; the page holds what people's dashboards look at."""
+    """Shown on /metrics by default: what dashboards look at and people act on. Frames carry every sample."""
+    page_labels: tuple[str, ...] = ()
+    """Of its series, those with one of these label values are on /metrics by default; all when it is empty."""
     alias: str = ""
     """A second name on /metrics, which people's dashboards know from another exporter: `DCGM_FI_DEV_GPU_TEMP`.
 
@@ -33,19 +35,35 @@ class Metric:
     """What the value is multiplied with under that name: 100 where ours is a ratio and the other one a percentage."""
 
 
-def gauge(name: str, help: str, *, is_on_page: bool = True, alias: str = "", alias_scale: float = 1.0) -> Metric:
+def gauge(
+    name: str,
+    help: str,
+    *,
+    is_on_page: bool = True,
+    page_labels: tuple[str, ...] = (),
+    alias: str = "",
+    alias_scale: float = 1.0,
+) -> Metric:
     """Give a gauge.
 
     >>> gauge("instep_host_load1", "Load average of one minute.").kind.value
     'gauge'
     """
-    return Metric(name, help, MetricKind.GAUGE, is_on_page, alias, alias_scale)
+    return Metric(name, help, MetricKind.GAUGE, is_on_page, page_labels, alias, alias_scale)
 
 
-def counter(name: str, help: str, *, is_on_page: bool = True, alias: str = "", alias_scale: float = 1.0) -> Metric:
+def counter(
+    name: str,
+    help: str,
+    *,
+    is_on_page: bool = True,
+    page_labels: tuple[str, ...] = (),
+    alias: str = "",
+    alias_scale: float = 1.0,
+) -> Metric:
     """Give a counter.
 
     >>> counter("instep_rdma_symbol_errors_total", "Symbol errors of a port.").kind.value
     'counter'
     """
-    return Metric(name, help, MetricKind.COUNTER, is_on_page, alias, alias_scale)
+    return Metric(name, help, MetricKind.COUNTER, is_on_page, page_labels, alias, alias_scale)

@@ -29,6 +29,8 @@ PAGE_METRICS = (
     gauge("instep_rank_phase", "1 for the phase that the rank is in."),
 )
 """What only the page has; frames carry rank reports."""
+FRAMES_ONLY = ("instep_agent_source_failures_total", "instep_agent_source_deadline_misses_total")
+"""Of the agent's own, one for each source: state and success tell the same to people."""
 
 
 class Page:
@@ -43,14 +45,20 @@ class Page:
         *,
         node: str = "",
         dcgm_names: bool = True,
+        is_full: bool = False,
         series_max: int = PAGE_SERIES_MAX,
         clock_seconds: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`metrics` are those of the sources and of the agent's other parts, in the order of their importance."""
-        own = [*RUNNER_METRICS, *PAGE_METRICS]
-        self._metrics = {one.name: one for one in (*own, *metrics) if one.is_on_page}
-        aliases = [one for one in metrics if one.alias and one.is_on_page] if dcgm_names else []
+        """`metrics` are those of the sources and of the agent's other parts, in the order of their importance.
+
+        `is_full` shows every series that frames have, not only those that are worth a look by themselves.
+        """
+        known = [*RUNNER_METRICS, *PAGE_METRICS, *metrics]
+        shown = known if is_full else [one for one in known if one.is_on_page and one.name not in FRAMES_ONLY]
+        self._metrics = {one.name: one for one in shown}
+        aliases = [one for one in shown if one.alias] if dcgm_names else []
         self._aliases = {one.name: replace(one, name=one.alias) for one in aliases}
+        self._labels = {} if is_full else {one.name: frozenset(one.page_labels) for one in shown if one.page_labels}
         self._node = node
         self._series_max = series_max
         self._clock_seconds = clock_seconds
@@ -64,7 +72,7 @@ class Page:
         )
         for sample in (age, *snapshot.samples, *rank_samples(snapshot.ranks)):
             family = by_name.get(sample.name)
-            if family is not None and not math.isnan(sample.value):
+            if family is not None and not math.isnan(sample.value) and self._is_shown(sample):
                 family[sample.labels] = sample.value
         lines: list[str] = []
         left = self._series_max - 1  # the last one tells how many were left out
@@ -76,6 +84,10 @@ class Page:
             lines += self._family(metric, values, shown)
         lines += self._family(self._metrics["instep_agent_page_series_dropped"], {(): float(dropped)}, 1)
         return "".join(lines).encode()
+
+    def _is_shown(self, sample: Sample) -> bool:
+        allowed = self._labels.get(sample.name)
+        return allowed is None or any(value in allowed for _label, value in sample.labels)
 
     def _own(self, by_name: Mapping[str, dict[_Labels, float]]) -> Iterator[tuple[Metric, dict[_Labels, float]]]:
         for name, values in by_name.items():

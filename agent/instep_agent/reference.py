@@ -9,7 +9,7 @@ from pathlib import Path
 
 from instep_agent.metric import Metric
 from instep_agent.node import Source, rights_of
-from instep_agent.page import PAGE_METRICS
+from instep_agent.page import FRAMES_ONLY, PAGE_METRICS
 from instep_agent.runner import RUNNER_METRICS
 from instep_agent.sources import all_sources
 from instep_agent.uplink import UPLINK_METRICS
@@ -18,8 +18,9 @@ _OPENING = """\
 # The agent's sources and metrics
 
 Every source of the agent: how often it is asked, how long it may take, what it needs, and what it measures. This page
-is written by `make docs`; a test compares it with the code. Frames to the server carry every metric; /metrics shows
-those without “frames only”, and the second names unless `dcgm_names = false` ([the agent's guide](../guide/agent.md)).
+is written by `make docs`; a test compares it with the code. Frames to the server carry every metric. /metrics shows
+those without “frames only”, all of them with `exposition = "full"`, and the second names unless `dcgm_names = false`
+([the agent's guide](../guide/agent.md)).
 """
 
 
@@ -62,7 +63,9 @@ def _table(metrics: Sequence[Metric]) -> Iterator[str]:
     yield "| metric | type | meaning |"
     yield "| --- | --- | --- |"
     for metric in metrics:
-        notes = [] if metric.is_on_page else ["frames only"]
+        notes = [] if metric.is_on_page and metric.name not in FRAMES_ONLY else ["frames only"]
+        if metric.page_labels:
+            notes.append(f"/metrics: only {', '.join(metric.page_labels)}")
         if metric.alias:
             scale = "" if metric.alias_scale == 1.0 else f" (times {metric.alias_scale:g})"
             notes.append(f"also `{metric.alias}`{scale}")

@@ -62,6 +62,18 @@ def test_what_is_for_frames_only_or_no_reading_is_not_shown():
     assert lines(page, sample(HIDDEN.name), sample(ERRORS.name, float("nan")), sample("instep_of_nobody")) == []
 
 
+def test_all_that_frames_have_is_shown_when_asked_for():
+    page = Page([HIDDEN, ERRORS], is_full=True)
+    assert lines(page, sample(HIDDEN.name)) == ["instep_x_hidden_bytes 1.0"]
+
+
+def test_of_some_metrics_only_the_series_that_people_act_on_are_shown():
+    held = gauge("instep_x_held", "Held.", page_labels=("hot",))
+    samples = [sample(held.name, reason=reason) for reason in ("hot", "idle")]
+    assert lines(Page([held]), *samples) == ['instep_x_held{reason="hot"} 1.0']
+    assert len(lines(Page([held], is_full=True), *samples)) == 2
+
+
 def test_a_second_name_has_the_labels_that_dashboards_know():
     gpu = GpuReport(index=3, uuid="GPU-1", pci="0000:3b:00")
     page = Page([TEMPERATURE, UTIL], node="node-a")
@@ -169,7 +181,7 @@ def test_promtool_has_nothing_to_say_about_any_metric():
     program = promtool()
     sources = all_sources()
     metrics = [*UPLINK_METRICS, *(metric for source in sources for metric in source.metrics)]
-    page = Page(metrics, node="n", dcgm_names=False)
+    page = Page(metrics, node="n", dcgm_names=False, is_full=True)
     everything = {**page._metrics}
     samples = tuple(sample(name, 1.0) for name in everything)
     checked = subprocess.run(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import promql_parser
-from instep_agent.page import PAGE_METRICS
+from instep_agent.page import FRAMES_ONLY, PAGE_METRICS
 from instep_agent.runner import RUNNER_METRICS
 from instep_agent.sources import SOURCES
 from instep_collector.metrics import metric_names
@@ -36,6 +36,7 @@ def _walk(node: Any) -> Iterator[Any]:
 
 
 def existing() -> set[str]:
-    """Every metric that agents and servers may expose."""
-    of_sources = {metric.name for source in SOURCES for metric in source.metrics}
-    return {*metric_names(), *of_sources, *(metric.name for metric in (*RUNNER_METRICS, *PAGE_METRICS))}
+    """Every metric that agents and servers expose without being told to expose more."""
+    of_agents = (*RUNNER_METRICS, *PAGE_METRICS, *(metric for source in SOURCES for metric in source.metrics))
+    shown = {metric.name for metric in of_agents if metric.is_on_page}
+    return {*metric_names(), *shown - set(FRAMES_ONLY)}

@@ -13,24 +13,56 @@ from instep_agent.wire import Sample
 INFO = gauge("instep_gpu_info", "Always 1; the labels say who the GPU is (NVML).")
 DRIVER_INFO = gauge("instep_gpu_driver_info", "Always 1; the labels are the versions of driver, NVML and CUDA (NVML).")
 SM_CLOCK_MAX = gauge("instep_gpu_sm_clock_max_hertz", "Highest SM clock (nvmlDeviceGetMaxClockInfo).")
-MEMORY_CLOCK_MAX = gauge("instep_gpu_memory_clock_max_hertz", "Highest memory clock (nvmlDeviceGetMaxClockInfo).")
+MEMORY_CLOCK_MAX = gauge(
+    "instep_gpu_memory_clock_max_hertz", "Highest memory clock (nvmlDeviceGetMaxClockInfo).", is_on_page=False
+)
 ECC_MODE = gauge("instep_gpu_ecc_is_enabled", "1 where ECC is on (field ECC_CURRENT).")
-PERSISTENCE = gauge("instep_gpu_persistence_mode_is_enabled", "1 where the driver stays loaded without a user.")
+PERSISTENCE = gauge(
+    "instep_gpu_persistence_mode_is_enabled", "1 where the driver stays loaded without a user.", is_on_page=False
+)
 MIG_MODE = gauge("instep_gpu_mig_is_enabled", "1 where the GPU is split into instances (nvmlDeviceGetMigMode).")
-SHUTDOWN = gauge("instep_gpu_shutdown_celsius", "Temperature at which the GPU shuts itself down.")
-SLOWDOWN = gauge("instep_gpu_slowdown_celsius", "Temperature at which hardware slows the GPU down.")
-MEMORY_MAX = gauge("instep_gpu_memory_max_celsius", "Memory temperature at which software slows the GPU down.")
-GPU_MAX = gauge("instep_gpu_max_celsius", "Temperature at which the GPU may run below its base clock.")
+SHUTDOWN = gauge("instep_gpu_shutdown_celsius", "Temperature at which the GPU shuts itself down.", is_on_page=False)
+SLOWDOWN = gauge("instep_gpu_slowdown_celsius", "Temperature at which hardware slows the GPU down.", is_on_page=False)
+MEMORY_MAX = gauge(
+    "instep_gpu_memory_max_celsius", "Memory temperature at which software slows the GPU down.", is_on_page=False
+)
+GPU_MAX = gauge(
+    "instep_gpu_max_celsius", "Temperature at which the GPU may run below its base clock.", is_on_page=False
+)
 LIMITS = (
     Field("POWER_CURRENT_LIMIT", gauge("instep_gpu_power_limit_watts", "Power limit in force."), 1e-3),
-    Field("POWER_DEFAULT_LIMIT", gauge("instep_gpu_power_limit_default_watts", "Power limit after a start."), 1e-3),
-    Field("POWER_MIN_LIMIT", gauge("instep_gpu_power_limit_min_watts", "Lowest power limit there is."), 1e-3),
-    Field("POWER_MAX_LIMIT", gauge("instep_gpu_power_limit_max_watts", "Highest power limit there is."), 1e-3),
+    Field(
+        "POWER_DEFAULT_LIMIT",
+        gauge("instep_gpu_power_limit_default_watts", "Power limit after a start.", is_on_page=False),
+        1e-3,
+    ),
+    Field(
+        "POWER_MIN_LIMIT",
+        gauge("instep_gpu_power_limit_min_watts", "Lowest power limit there is.", is_on_page=False),
+        1e-3,
+    ),
+    Field(
+        "POWER_MAX_LIMIT",
+        gauge("instep_gpu_power_limit_max_watts", "Highest power limit there is.", is_on_page=False),
+        1e-3,
+    ),
     Field("ECC_CURRENT", ECC_MODE),
-    Field("TEMPERATURE_SHUTDOWN_TLIMIT", gauge("instep_gpu_shutdown_margin_celsius", "T.Limit of shutdown.")),
-    Field("TEMPERATURE_SLOWDOWN_TLIMIT", gauge("instep_gpu_slowdown_margin_celsius", "T.Limit of hardware slowdown.")),
-    Field("TEMPERATURE_MEM_MAX_TLIMIT", gauge("instep_gpu_memory_max_margin_celsius", "T.Limit of the memory.")),
-    Field("TEMPERATURE_GPU_MAX_TLIMIT", gauge("instep_gpu_max_margin_celsius", "T.Limit of running below base clock.")),
+    Field(
+        "TEMPERATURE_SHUTDOWN_TLIMIT",
+        gauge("instep_gpu_shutdown_margin_celsius", "T.Limit of shutdown.", is_on_page=False),
+    ),
+    Field(
+        "TEMPERATURE_SLOWDOWN_TLIMIT",
+        gauge("instep_gpu_slowdown_margin_celsius", "T.Limit of hardware slowdown.", is_on_page=False),
+    ),
+    Field(
+        "TEMPERATURE_MEM_MAX_TLIMIT",
+        gauge("instep_gpu_memory_max_margin_celsius", "T.Limit of the memory.", is_on_page=False),
+    ),
+    Field(
+        "TEMPERATURE_GPU_MAX_TLIMIT",
+        gauge("instep_gpu_max_margin_celsius", "T.Limit of running below base clock.", is_on_page=False),
+    ),
 )
 _THRESHOLDS = (SHUTDOWN, SLOWDOWN, MEMORY_MAX, GPU_MAX)
 """In the order of NVML_TEMPERATURE_THRESHOLD_*."""

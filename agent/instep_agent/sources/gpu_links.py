@@ -38,9 +38,13 @@ BYTES = (
     ),
 )
 FABRIC_STATE = gauge("instep_gpu_fabric_state", "0 not supported, 1 not started, 2 in progress, 3 completed.")
-FABRIC_STATUS = gauge("instep_gpu_fabric_status", "Error number of joining the fabric, 0 for none; once completed.")
+FABRIC_STATUS = gauge(
+    "instep_gpu_fabric_status", "Error number of joining the fabric, 0 for none; once completed.", is_on_page=False
+)
 FABRIC_HEALTH = gauge("instep_gpu_fabric_health_mask", "Health of the fabric as the driver's bits.")
-FABRIC_CLIQUE = gauge("instep_gpu_fabric_clique", "Number of the clique of GPUs that the fabric manager gave.")
+FABRIC_CLIQUE = gauge(
+    "instep_gpu_fabric_clique", "Number of the clique of GPUs that the fabric manager gave.", is_on_page=False
+)
 _KINDS = (
     # Up to Hopper: the older fields (CRC_FLIT_ERROR_COUNT_* and so on) answer there with 0 whatever happened.
     ("NVLINK_ERROR_DL_REPLAY", "replay"),

@@ -102,10 +102,11 @@ FIELDS = (
     ),
     Field("RETIRED_PENDING", gauge("instep_gpu_page_retirement_is_pending", "1 while pages wait for a reset.")),
 )
-REMAP_BANKS = gauge("instep_gpu_remap_banks", "Memory banks by how many spare rows they have left.")
+REMAP_BANKS = gauge("instep_gpu_remap_banks", "Memory banks by how many spare rows they have left.", is_on_page=False)
 SRAM = counter(
     "instep_gpu_sram_errors_total",
     "Errors of the memories on the chip: kind corrected, parity or secded; period volatile or aggregate.",
+    is_on_page=False,
 )
 SRAM_PLACE = counter(
     "instep_gpu_sram_uncorrected_aggregate_total", "Uncorrected errors on the chip by place.", is_on_page=False

@@ -32,14 +32,21 @@ FIELDS = (
         "PCIE_REPLAY_COUNTER",
         counter("instep_gpu_pcie_replays_total", "PCIe replays.", alias="DCGM_FI_DEV_PCIE_REPLAY_COUNTER"),
     ),
-    Field("PCIE_REPLAY_ROLLOVER_COUNTER", counter("instep_gpu_pcie_replay_rollovers_total", "PCIe replay rollovers.")),
+    Field(
+        "PCIE_REPLAY_ROLLOVER_COUNTER",
+        counter("instep_gpu_pcie_replay_rollovers_total", "PCIe replay rollovers.", is_on_page=False),
+    ),
     Field(
         "PCIE_L0_TO_RECOVERY_COUNTER", counter("instep_gpu_pcie_recoveries_total", "Times the link was trained again.")
     ),
     Field(
-        "PCIE_COUNT_CORRECTABLE_ERRORS", counter("instep_gpu_pcie_correctable_errors_total", "Corrected PCIe errors.")
+        "PCIE_COUNT_CORRECTABLE_ERRORS",
+        counter("instep_gpu_pcie_correctable_errors_total", "Corrected PCIe errors.", is_on_page=False),
     ),
-    Field("PCIE_COUNT_NON_FATAL_ERROR", counter("instep_gpu_pcie_nonfatal_errors_total", "Not fatal PCIe errors.")),
+    Field(
+        "PCIE_COUNT_NON_FATAL_ERROR",
+        counter("instep_gpu_pcie_nonfatal_errors_total", "Not fatal PCIe errors.", is_on_page=False),
+    ),
     Field("PCIE_COUNT_FATAL_ERROR", counter("instep_gpu_pcie_fatal_errors_total", "Fatal PCIe errors.")),
     Field(
         "PCIE_COUNT_RECEIVER_ERROR",

@@ -54,13 +54,21 @@ METRICS = (
     ),
     (
         "PCIE_TX_PER_SEC",
-        gauge("instep_gpu_pcie_transmit_bytes_per_second", "Bytes sent over PCIe.", alias="DCGM_FI_PROF_PCIE_TX_BYTES"),
+        gauge(
+            "instep_gpu_pcie_transmit_bytes_per_second",
+            "Bytes sent over PCIe.",
+            alias="DCGM_FI_PROF_PCIE_TX_BYTES",
+            is_on_page=False,
+        ),
         _MEBIBYTES,
     ),
     (
         "PCIE_RX_PER_SEC",
         gauge(
-            "instep_gpu_pcie_receive_bytes_per_second", "Bytes received over PCIe.", alias="DCGM_FI_PROF_PCIE_RX_BYTES"
+            "instep_gpu_pcie_receive_bytes_per_second",
+            "Bytes received over PCIe.",
+            alias="DCGM_FI_PROF_PCIE_RX_BYTES",
+            is_on_page=False,
         ),
         _MEBIBYTES,
     ),
@@ -70,6 +78,7 @@ METRICS = (
             "instep_gpu_nvlink_transmit_bytes_per_second",
             "Bytes sent over all NVLinks.",
             alias="DCGM_FI_PROF_NVLINK_TX_BYTES",
+            is_on_page=False,
         ),
         _MEBIBYTES,
     ),
@@ -79,6 +88,7 @@ METRICS = (
             "instep_gpu_nvlink_receive_bytes_per_second",
             "Bytes received over all NVLinks.",
             alias="DCGM_FI_PROF_NVLINK_RX_BYTES",
+            is_on_page=False,
         ),
         _MEBIBYTES,
     ),

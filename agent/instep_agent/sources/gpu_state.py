@@ -69,8 +69,21 @@ MEMORY_CLOCK = gauge(
     alias="DCGM_FI_DEV_MEM_CLOCK",
     alias_scale=1e-6,
 )
-REASONS_MASK = gauge("instep_gpu_clock_reasons_mask", "Why the clocks are what they are, as the driver's bits.")
-REASON = gauge("instep_gpu_clock_reason", "1 for each reason that holds the clocks now, 0 for the others.")
+REASONS_MASK = gauge(
+    "instep_gpu_clock_reasons_mask", "Why the clocks are what they are, as the driver's bits.", is_on_page=False
+)
+SLOWING = (
+    "software_power_cap",
+    "hardware_slowdown",
+    "software_thermal",
+    "hardware_thermal",
+    "hardware_power_brake",
+    "reliability",
+)
+"""The reasons that make a busy GPU slow; of the others, such as that it is idle, nobody need act on any."""
+REASON = gauge(
+    "instep_gpu_clock_reason", "1 for each reason that holds the clocks now, 0 for the others.", page_labels=SLOWING
+)
 FIELDS = (
     Field(
         "MEMORY_TEMP",
@@ -81,7 +94,9 @@ FIELDS = (
         ),
     ),
     Field(
-        "POWER_INSTANT", gauge("instep_gpu_power_instant_watts", "Power at this instant (field POWER_INSTANT)."), 1e-3
+        "POWER_INSTANT",
+        gauge("instep_gpu_power_instant_watts", "Power at this instant (field POWER_INSTANT).", is_on_page=False),
+        1e-3,
     ),
     Field(
         "TOTAL_ENERGY_CONSUMPTION",

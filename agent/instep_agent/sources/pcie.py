@@ -59,13 +59,24 @@ class Pcie:
         gauge("instep_pcie_link_transfers_per_second", "Transfers a second on each lane now; 32e9 is generation 5."),
         gauge("instep_pcie_link_transfers_per_second_max", "Transfers a second on each lane that the device can do."),
         gauge("instep_pcie_link_readable", "0 while the device does not answer: off the bus, or its link is down."),
-        gauge("instep_pcie_upstream_lanes_max", "Lanes that the port above the device has."),
-        gauge("instep_pcie_upstream_transfers_per_second_max", "Transfers a second that the port above it can do."),
-        gauge("instep_pcie_numa_node", "NUMA node of the device, where there are several."),
+        gauge("instep_pcie_upstream_lanes_max", "Lanes that the port above the device has.", is_on_page=False),
+        gauge(
+            "instep_pcie_upstream_transfers_per_second_max",
+            "Transfers a second that the port above it can do.",
+            is_on_page=False,
+        ),
+        gauge("instep_pcie_numa_node", "NUMA node of the device, where there are several.", is_on_page=False),
         counter("instep_pcie_errors_total", "PCIe errors by severity (AER), since the device was found."),
-        counter("instep_pcie_error_types_total", "PCIe errors by severity and type (AER); types that never happened "
-                "are left out."),
-        counter("instep_pcie_counter_resets_total", "Times that the device's error counters began anew."),
+        counter(
+            "instep_pcie_error_types_total",
+            "PCIe errors by severity and type (AER); types that never happened are left out.",
+            is_on_page=False,
+        ),
+        counter(
+            "instep_pcie_counter_resets_total",
+            "Times that the device's error counters began anew.",
+            is_on_page=False,
+        ),
         gauge("instep_pcie_device_info", "1, with what the device is: a GPU, an HCA, a network card or a bridge."),
         gauge("instep_gpu_nearest_hca_info", "1, for the HCAs nearest to each GPU: switch, root, numa or system is "
               "what they share."),

@@ -56,7 +56,7 @@ class RankCpu:
             "instep_rank_cpu_wait_seconds_total",
             "Time that the rank's threads could have run but had no core, since the agent saw it first.",
         ),
-        gauge("instep_rank_threads", "Threads of the rank."),
+        gauge("instep_rank_threads", "Threads of the rank.", is_on_page=False),
     )
 
     def __init__(self, table: RankTable) -> None:

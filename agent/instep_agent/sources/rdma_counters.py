@@ -77,7 +77,7 @@ class RdmaCounters:
     rights = "reads the node's /sys: everybody may, in a container the node's /sys mounted read-only"
     metrics = (
         *(one.metric for one in COUNTERS),
-        counter("instep_rdma_count_total", "A counter of the port that has no name of its own here."),
+        counter("instep_rdma_count_total", "A counter of the port that has no name of its own here.", is_on_page=False),
         gauge(
             "instep_rdma_count_blind",
             "1 while the counter stands at its highest number and counts no more, 0 when it did and was cleared.",
@@ -85,10 +85,11 @@ class RdmaCounters:
         gauge("instep_rdma_counters_blind", "Counters of the port that stand at their highest number."),
         gauge("instep_rdma_counters_unreadable", "Counters of the port that are there and give no number."),
         counter("instep_rdma_count_read_errors_total", "Readings that failed, by what was wrong."),
-        counter("instep_rdma_count_resets_total", "Times that counters of the port began anew."),
+        counter("instep_rdma_count_resets_total", "Times that counters of the port began anew.", is_on_page=False),
         gauge(
             "instep_rdma_count_lifespan_seconds",
             "So long the device may answer with the same values; asking more often gives nothing new.",
+            is_on_page=False,
         ),
     )
 

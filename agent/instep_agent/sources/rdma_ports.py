@@ -67,7 +67,7 @@ class RdmaPorts:
         ),
         gauge("node_infiniband_rate_bytes_per_second", "Signal rate of the port."),
         gauge("node_infiniband_info", "1, with what the adapter is."),
-        gauge("instep_rdma_port_lanes", "Lanes in use, as the port's rate tells them."),
+        gauge("instep_rdma_port_lanes", "Lanes in use, as the port's rate tells them.", is_on_page=False),
         gauge("instep_rdma_port_info", "1, with the port's link layer, interface, PCI address and role."),
         gauge("instep_rdma_device_present", "1 while the adapter is there, 0 when it was there and is gone."),
         counter("instep_rdma_port_downs_total", "Losses of the link, seen and unseen, since the agent's start."),
