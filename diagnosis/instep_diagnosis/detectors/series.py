@@ -89,7 +89,7 @@ def _without_common(x_TW: Array, settings: SeriesSettings) -> Array:
     for t in np.flatnonzero(is_peered_T):
         seen = x_TW[t][np.isfinite(x_TW[t])]
         common_T[t] = np.median(seen)
-    rest_TW = x_TW - common_T[:, None]
+    rest_TW: Array = x_TW - common_T[:, None]
     for column in np.flatnonzero(~_are_like_peers(x_TW, rest_TW)):
         rest_TW[:, column] = _without_season_and_slope(x_TW[:, column], settings)
     return rest_TW
@@ -101,7 +101,8 @@ def _are_like_peers(own_TW: Array, shared_TW: Array) -> npt.NDArray[np.bool_]:
     count_W = known_TW.sum(axis=0)
     is_seen_W = (count_W >= 0.5 * np.isfinite(own_TW).sum(axis=0)) & (count_W >= 4)
     with np.errstate(invalid="ignore"):
-        return is_seen_W & (_scatter(shared_TW, known_TW) <= 1.5 * _scatter(own_TW, known_TW))
+        is_calmer_W = _scatter(shared_TW, known_TW) <= 1.5 * _scatter(own_TW, known_TW)
+    return np.asarray(is_seen_W & is_calmer_W)
 
 
 def _scatter(values_TW: Array, known_TW: npt.NDArray[np.bool_]) -> Array:
