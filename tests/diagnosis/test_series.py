@@ -172,6 +172,13 @@ def test_workers_that_are_not_sampled_together_are_compared_all_the_same(tmp_pat
     assert abs(event.start - 150) <= 3
 
 
+def test_one_sample_of_each_worker_is_no_event(tmp_path, capsys):
+    path = tmp_path / "a.csv"
+    path.write_text("time,worker,value\n1,a,1\n0,b,1\n")
+    assert main(["series", str(path)]) == 0
+    assert capsys.readouterr().out == "No worker changed its level by itself.\n"
+
+
 def test_dates_are_told_as_dates(tmp_path, capsys):
     values_TW = series(10, samples=60)
     values_TW[30:, 0] *= 2

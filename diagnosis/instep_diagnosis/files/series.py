@@ -114,6 +114,8 @@ def _grid(times: Array, columns: npt.NDArray[np.int64], workers: int) -> tuple[n
         return places, moments
     order = np.lexsort((times, columns))
     steps = [b - a for a, b in pairwise(times[order]) if b > a]
+    if not steps:  # one sample of each worker
+        return places, moments
     interval = float(np.median(steps))
     numbers = np.floor((times - moments[0]) / interval + 0.5)
     cells, places = np.unique(numbers, return_inverse=True)
