@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import socket
 import ssl
 import threading
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from instep_agent.errors import AgentError, ConfigurationInvalid, ServerUnreachable, TokenRefused, UplinkError
+from instep_agent.http_exchange import HttpSocket
 
 REQUEST_TIMEOUT_SECONDS = 5.0
 BACKOFF_SECONDS_MIN = 0.1
@@ -98,13 +98,13 @@ class Connection:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigurationInvalid(f"The server URL {url!r} is not one: use http://HOST:PORT or https://HOST:PORT.")
         self._url = url
-        self._host, self._port = parts.hostname, parts.port
         self._is_tls = parts.scheme == "https"
+        self._host, self._port = parts.hostname, parts.port or (443 if self._is_tls else 80)
         self._prefix = parts.path.rstrip("/")
         self._token = token
         self._meanwhile = meanwhile
         self._timeout_seconds = timeout_seconds
-        self._http: http.client.HTTPConnection | None = None
+        self._http: HttpSocket | None = None
         self._is_interrupted = False
         self._tls = tls
         self._context = tls.context() if self._is_tls else None
@@ -159,17 +159,14 @@ class Connection:
             raise ServerUnreachable("The connection to the server is being closed.")
         for is_last in [True] if self._http is None else [False, True]:
             connection = self._http = self._http or self._new()
-            headers = {"Authorization": f"Bearer {self._token()}"}
+            headers = {"Authorization": f"Bearer {self._checked_token()}"}
+            if content_type:
+                headers["Content-Type"] = content_type
             try:
-                connection.request(
-                    method,
-                    self._prefix + path,
-                    body,
-                    headers | ({"Content-Type": content_type} if content_type else {}),
+                return Answer(
+                    *connection.exchange(method, self._prefix + path, body, headers, answer_bytes_max=ANSWER_BYTES_MAX)
                 )
-                response = connection.getresponse()
-                return Answer(response.status, response.read(ANSWER_BYTES_MAX))
-            except (OSError, http.client.HTTPException) as error:
+            except OSError as error:
                 self.close()
                 if isinstance(error, ssl.SSLCertVerificationError):
                     raise ServerUnreachable(
@@ -182,15 +179,18 @@ class Connection:
                     ) from error
         raise AssertionError("the last try returns or raises")
 
-    def _new(self) -> http.client.HTTPConnection:
+    def _checked_token(self) -> str:
+        token = self._token()
+        if not (token.isascii() and token.isprintable()):
+            raise ConfigurationInvalid("The token for the server has characters in it that no token has.")
+        return token
+
+    def _new(self) -> HttpSocket:
         if self._is_tls:
             changed_ns = self._tls.changed_ns()
             if self._context is None or changed_ns != self._changed_ns:
                 self._context, self._changed_ns = self._tls.context(), changed_ns
-            return http.client.HTTPSConnection(
-                self._host, self._port, timeout=self._timeout_seconds, context=self._context
-            )
-        return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_seconds)
+        return HttpSocket(self._host, self._port, self._timeout_seconds, self._context)
 
 
 def keep_trying(
