@@ -6,6 +6,7 @@ import re
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from instep_agent.wire import Event, GpuReport
 from instep_diagnosis.evidence import NodeFact
@@ -24,6 +25,8 @@ FACT_SECONDS = 600.0
 STATEMENT_SECONDS = 2.0
 """The driver writes the lines of one statement at once; a later line belongs to no earlier statement."""
 FRESH_MAX = 10_000
+FRESH_TAKEN_MAX = 200
+"""In one look: each costs about 0.1 ms, and frames wait meanwhile."""
 NODES_MAX = 20_000
 
 _pci = re.compile(r"\b([0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2})(?:\.[0-7])?\b", re.IGNORECASE)
@@ -63,13 +66,12 @@ class FactBook:
 
     def fresh_nodes(self) -> set[str]:
         """Return the nodes of the facts that `take_fresh` would return."""
-        return {node for node, _ in self._fresh}
+        return {node for node, _ in islice(self._fresh, FRESH_TAKEN_MAX)}
 
     def take_fresh(self, now: float, gpus: dict[str, tuple[GpuReport, ...]]) -> list[NodeFact]:
-        """Return the facts added since the last call."""
-        fresh = [as_fact(node, kept, now, gpus.get(node, ())) for node, kept in self._fresh]
-        self._fresh.clear()
-        return fresh
+        """Return the facts added since the last call, oldest first; in a storm the others come with the next call."""
+        taken = [self._fresh.popleft() for _ in range(min(len(self._fresh), FRESH_TAKEN_MAX))]
+        return [as_fact(node, kept, now, gpus.get(node, ())) for node, kept in taken]
 
     def facts(self, nodes: Iterable[str], now: float, gpus: dict[str, tuple[GpuReport, ...]]) -> list[NodeFact]:
         """Return the recent facts of some nodes, each joined with the GPU that it names."""

@@ -171,7 +171,14 @@ class Intake:
         at -= self._deliveries.delay_seconds(frame, at)
         if self._window.knows(frame.dictionary_hash):
             self._window.write(frame.node, frame.dictionary_hash, frame.values, at=at)
-        self._registry.see_node(frame.node, cluster=frame.cluster, boot_id=frame.boot_id, gpus=frame.gpus, at=at)
+        self._registry.see_node(
+            frame.node,
+            cluster=frame.cluster,
+            boot_id=frame.boot_id,
+            gpus=frame.gpus,
+            at=at,
+            booted_at=at - frame.anchor.monotonic_ns / 1e9,
+        )
         for rank in frame.ranks:
             self._registry.see_rank(rank, at)
         for event in frame.events:

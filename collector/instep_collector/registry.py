@@ -18,6 +18,11 @@ RUNS_MAX = 1024
 ATTEMPTS_KEPT = 3
 REPORTS_SEEN_MAX = 4096
 NODES_MAX = 20_000
+PAST_BOOTS_MAX = 8
+BOOT_APART_SECONDS = 1.0
+"""Boots are told apart in time by more than clocks are apart."""
+BOOT_HEARD_SECONDS = 60.0
+"""A boot that was not heard of for longer may be followed by one that seems older: its clock may have been wrong."""
 
 
 @dataclass(slots=True)
@@ -95,6 +100,10 @@ class NodeState:
     gpus: tuple[GpuReport, ...] = ()
     is_stored: bool = False
     """The store has this boot and these GPUs."""
+    booted_at: float | None = None
+    """When this boot began, on the server's monotonic clock; None until a frame of it came."""
+    past_boots: tuple[str, ...] = ()
+    """Boots before this one, newest last."""
 
 
 class Registry:
@@ -159,14 +168,39 @@ class Registry:
         if not run.is_controlled:
             run.world_size, run.heard_at = report.world_size, max(run.heard_at, at)
 
-    def see_node(self, node: str, *, cluster: str, boot_id: str, gpus: tuple[GpuReport, ...] | None, at: float) -> None:
-        """Take in what a frame says about its node."""
+    def see_node(
+        self,
+        node: str,
+        *,
+        cluster: str,
+        boot_id: str,
+        gpus: tuple[GpuReport, ...] | None,
+        at: float,
+        booted_at: float | None = None,
+    ) -> None:
+        """Take in what a frame says about its node; one of an earlier boot, that comes late, says nothing of now."""
         state = self.nodes.get(node)
         if state is None:
             if len(self.nodes) >= NODES_MAX:
                 return
             state = self.nodes[node] = NodeState(node, cluster, boot_id, at)
+        if _is_past(state, boot_id, at, booted_at):
+            state.past_boots = (*(boot for boot in state.past_boots if boot != boot_id), boot_id)[-PAST_BOOTS_MAX:]
+            return
+        if state.boot_id != boot_id:
+            state.past_boots = (*(boot for boot in state.past_boots if boot != boot_id), state.boot_id)
+            state.past_boots = state.past_boots[-PAST_BOOTS_MAX:]
+            state.booted_at = None
+        state.booted_at = booted_at if state.booted_at is None else state.booted_at
         if state.boot_id != boot_id or (gpus is not None and gpus != state.gpus):
             state.is_stored = False
             state.boot_id, state.gpus = boot_id, state.gpus if gpus is None else gpus
         state.heard_at = max(state.heard_at, at)
+
+
+def _is_past(state: NodeState, boot_id: str, at: float, booted_at: float | None) -> bool:
+    """Whether a frame is of a boot before the one that is known: it began earlier, and the known one is alive."""
+    if boot_id == state.boot_id or booted_at is None or state.booted_at is None:
+        return False
+    is_alive = at - state.heard_at <= BOOT_HEARD_SECONDS
+    return is_alive and (boot_id in state.past_boots or booted_at < state.booted_at - BOOT_APART_SECONDS)

@@ -191,6 +191,7 @@ def _blamed(verdict: Verdict, job: JobState, decisive: dict[int, RankFault]) -> 
         is_drill=verdict.is_drill or is_drill(first.fact, first.fault),
         fault_class=first.fault.identity_class,
         boot_id=first.fact.boot_id,
+        clears=first.fault.clears,
     )
 
 

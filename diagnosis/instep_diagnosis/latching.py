@@ -189,6 +189,19 @@ def action_for(state: LatchState, node: str, gpu: str) -> str:
     return max(actions, key=ACTIONS.index, default="none")
 
 
+def is_history(state: LatchState, event: FaultSeen) -> bool:
+    """Whether a fault is told after its end: of a boot that is over, or from before what has ended such a one."""
+    return _is_over(state, _latch(state, event))
+
+
+def with_past_boot(state: LatchState, node: str, boot_id: str) -> LatchState:
+    """The state with a boot that came before those it knows, and of which it hears now."""
+    known = state.boots.get(node, ())
+    if not known or boot_id in known:
+        return state
+    return replace(state, boots={**state.boots, node: (boot_id, *known)[-BOOTS_MAX:]})
+
+
 def _booted(state: LatchState, node: str, boot_id: str, at_seconds: float) -> LatchState:
     """A boot that was not known before ends what a reboot ends; a boot of before changes nothing."""
     known = state.boots.get(node, ())

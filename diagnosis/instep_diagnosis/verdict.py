@@ -141,6 +141,8 @@ class Verdict:
     """Of a fault of a device, such as `xid-79`; with node, GPU and boot id it identifies the fault."""
     boot_id: str = ""
     """Boot of the node in which the fault was seen, where it is known."""
+    clears: tuple[str, ...] = ()
+    """What ends the fault: of `catalogues.CLEARS`, or a code such as `xid-162`. Time never does."""
 
     @property
     def confidence(self) -> float:

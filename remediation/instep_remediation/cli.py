@@ -289,7 +289,8 @@ def _repaired_text(answer: dict[str, Any]) -> str:
     over = ", ".join(answer["resolved"]) or "none"
     by_hand = "The server's executor changes nothing: uncordon it by hand."
     plan = plan_text(answer["plan"]) if answer["plan"] else by_hand
-    return f"incidents that are over: {over}\n{plan}"
+    later = [f"incidents that end with their job's stop: {', '.join(answer['remembered'])}"]
+    return "\n".join([f"incidents that are over: {over}", *(later if answer["remembered"] else []), plan])
 
 
 def _say_not_done(code: int) -> int:

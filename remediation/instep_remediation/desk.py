@@ -27,6 +27,7 @@ from instep_remediation.aftermath import expire_orders
 from instep_remediation.evidence import EvidenceDesk
 from instep_remediation.executor import Executor
 from instep_remediation.guards import JobBudget
+from instep_remediation.latches import Latches
 from instep_remediation.node_faults import NodeFaults
 from instep_remediation.openings import (
     STOP,
@@ -67,6 +68,7 @@ class Desk:
         policy: Policy,
         metrics: Metrics,
         announce: Announce,
+        latches: Latches,
     ) -> None:
         self._clock = clock
         self._store = store
@@ -80,7 +82,7 @@ class Desk:
         self._settled: dict[tuple[str, int], None] = {}
         self._localised_at: dict[str, float] = {}
         self._stragglers = StragglerDesk(clock, store, self.conclude)
-        self._node_faults = NodeFaults(clock, store, self.conclude)
+        self._node_faults = NodeFaults(clock, store, registry, latches, self.conclude, announce=announce)
         with store.begin() as session:
             self._stalled = {row.run for row in queries.active(session) if is_hang(row)}
 
@@ -235,6 +237,7 @@ class Desk:
         if row.family == STOP:
             row = join_fault(session, row, finding.verdict, now=now)
         fill_in(row, finding, now=now)
+        self._node_faults.hold(row, finding.verdict)
         self._metrics.incidents.labels(row.kind, str(row.is_drill).lower()).inc()
         plan = make_plan(row.id, finding.verdict, self._policy, self._budget(session, finding))
         if plan is not None:
@@ -264,7 +267,7 @@ class Desk:
             standby=len(run.standby),
             has_plan_pending=bool(plan_queries.executing(session, run.run)),
             local_decision=board.decision.action if board.decision else "",
-            evidence_age_seconds=min(known, default=0.0) if finding.verdict.kind is Kind.HANG else 0.0,
+            evidence_age_seconds=_evidence_age_seconds(finding.verdict, known),
             nodes_proposed=plan_queries.nodes_proposed(session),
             last_restart_age_seconds=self._clock.realtime() - restarts[0].created_at if restarts else None,
         )
@@ -282,6 +285,13 @@ class Desk:
         for kind in Kind:
             self._metrics.incidents_open.labels(kind.value).set(counts.get((kind.value, "open"), 0))
         self._metrics.suspects_open.set(sum(number for (_, state), number in counts.items() if state == "suspect"))
+
+
+def _evidence_age_seconds(verdict: Verdict, report_ages: Sequence[float]) -> float:
+    """Return how old a verdict's evidence is: for a fault of a GPU its line, for a hang the newest report of a rank."""
+    if verdict.kind is Kind.GPU_FAULT:
+        return max(0.0, verdict.onset_age_seconds)
+    return min(report_ages, default=0.0) if verdict.kind is Kind.HANG else 0.0
 
 
 def _first_node(verdict: Verdict) -> str:

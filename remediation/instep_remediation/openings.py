@@ -183,10 +183,15 @@ def step_kept(session: Session, row: Incident, attempt: int, step: int, *, at: f
 
 
 def end_for_job(session: Session, row: Incident, sentence: str, *, at: float) -> None:
-    """The job is through with it, which ends the incident; a fault of a device stays until its node is repaired."""
+    """The job is through with it, which ends the incident; a fault of a device stays until its node is repaired, unless
+    that was said before.
+    """
     where = device_of(row) if row.verdict and row.verdict.get("is_node_at_fault") else None
     if where is None:
         resolve(session, row, sentence, at=at)
+        return
+    if row.mended is not None:
+        resolve(session, row, f"{row.mended['sentence']} {sentence}", at=at)
         return
     row.family = Family.GPU_FAULT.value
     note(row, f"{sentence} The fault stays until node {where[0]} is repaired (instep nodes repaired {where[0]}).")

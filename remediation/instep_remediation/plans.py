@@ -43,6 +43,8 @@ def make_plan(incident: str, verdict: Verdict, policy: Policy, budget: JobBudget
     reasons = [verdict.summary]
     is_fresh = budget.evidence_age_seconds <= policy.guards.evidence_age_seconds_max
     nodes = nodes_at_fault(verdict, policy) if is_fresh else ()
+    if not is_fresh and nodes_at_fault(verdict, policy):
+        reasons.append(f"Nothing is planned about nodes: the evidence is {budget.evidence_age_seconds:.0f} s old.")
     if verdict.kind in (Kind.HANG, Kind.CRASH, Kind.MISMATCH):
         refusal = restart_refusal(verdict, policy, budget)
         if refusal is None:

@@ -276,7 +276,7 @@ def test_the_executor_that_prints_refuses_changes_and_still_takes_a_repair(tmp_p
             refused = await ask(bench, "POST", "/api/v1/nodes/node-b/drain", json=REASON)
             assert 'executor "print" changes nothing' in is_problem(refused, "not-possible")["detail"]
             back = await ask(bench, "POST", "/api/v1/nodes/node-b/repaired", json=REASON)
-            assert back.json() == {"plan": None, "resolved": []}
+            assert back.json() == {"plan": None, "resolved": [], "remembered": []}
 
     play(story)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from instep_collector.page.contents import IncidentPage, JobPanel, NodePage, Overview, Page, PlanPage
-from instep_collector.page.words import age, duration, leading, moment, plain
+from instep_collector.page.words import age, clears, duration, leading, moment, plain
 
 _templates = Environment(
     loader=PackageLoader("instep_collector.page", "templates"),
@@ -15,7 +15,7 @@ _templates = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_templates.filters.update(age=age, duration=duration, moment=moment, leading=leading, plain=plain)
+_templates.filters.update(age=age, clears=clears, duration=duration, moment=moment, leading=leading, plain=plain)
 
 
 def security_headers(page: Page | None = None) -> dict[str, str]:

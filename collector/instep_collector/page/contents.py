@@ -149,6 +149,8 @@ class NodePage(Page):
     node: Shown
     faults: Sequence[Shown]
     """What is open about it."""
+    latched: Sequence[Shown]
+    """Faults that stand, worst first, with what ends each."""
     said: Sequence[Shown]
     """Its last raw facts, newest first."""
     ranks: Sequence[Shown]

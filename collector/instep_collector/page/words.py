@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+NOTHING = "nothing that is known"
 EVIDENCE_SHOWN = 4
 """Facts beside an incident on the first page; its own page has all."""
 
@@ -50,6 +51,24 @@ def plain(name: str) -> str:
     ('GPU fault', 'drain node')
     """
     return name.replace("-", " ").replace("_", " ").replace("gpu", "GPU")
+
+
+CLEARS = {
+    "reset": "a reset of the GPU",
+    "reboot": "a reboot of the node",
+    "person": "somebody who says that it is repaired",
+    "recovery-none": "the driver, when it asks for nothing any more",
+}
+
+
+def clears(words: list[str]) -> str:
+    """Return what ends a fault, in words.
+
+    >>> clears(["reboot", "xid-162"]), clears([])
+    ('a reboot of the node, or Xid 162', 'nothing that is known')
+    """
+    found = [CLEARS.get(word, word.replace("sxid-", "SXid ").replace("xid-", "Xid ")) for word in words]
+    return " or ".join(filter(None, [", ".join(found[:-1]) + ("," if found[1:] else ""), *found[-1:]])) or NOTHING
 
 
 def leading(incident: dict[str, Any]) -> list[dict[str, Any]]:

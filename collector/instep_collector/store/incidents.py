@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import and_, delete, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from instep_collector.store.models import Incident
 
@@ -42,6 +42,23 @@ def recent(session: Session, *, limit: int = 200, states: Sequence[str] = ()) ->
     """Return incidents, newest first."""
     query = select(Incident).order_by(Incident.opened_at.desc()).limit(limit)
     return session.scalars(query.where(Incident.state.in_(states)) if states else query).all()
+
+
+def with_verdict(session: Session, *, limit: int) -> Sequence[Incident]:
+    """Return incidents that have a verdict, newest first, without their evidence, which is large."""
+    query = select(Incident).where(Incident.verdict_at.is_not(None)).options(defer(Incident.evidence))
+    return session.scalars(query.order_by(Incident.opened_at.desc()).limit(limit)).all()
+
+
+def stops_near(session: Session, run: str, at: float, *, within: float) -> Sequence[Incident]:
+    """Return the stops of a run that began near a moment, newest first; none that was withdrawn or merged."""
+    query = select(Incident).where(
+        Incident.run == run,
+        Incident.family == "stop",
+        Incident.state.not_in(("withdrawn", "merged")),
+        Incident.onset_at.between(at - within, at + within),
+    )
+    return session.scalars(query.order_by(Incident.opened_at.desc()).options(defer(Incident.evidence))).all()
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,6 +141,8 @@ class Incident(Base):
     acknowledged_by: Mapped[str] = mapped_column(NAME, default="")
     acknowledgement: Mapped[str] = mapped_column(Text, default="")
     """What whoever looks after it said."""
+    mended: Mapped[dict[str, Any] | None]
+    """Its device was mended (`at`, `sentence`) while the job's own stop was not over: it ends with that."""
     version: Mapped[int] = mapped_column()
     """Grows with every change: who decides on an older one is told so."""
     __mapper_args__ = {"version_id_col": version}  # noqa: RUF012 (SQLAlchemy's form)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
-from instep_collector.store.models import ActionRow, Cordon, Incident, PlanRow
+from instep_collector.store.models import ActionRow, Cordon, PlanRow
 
 PENDING = ("waiting", "approved", "executing")
 """Plans that are not over."""
@@ -140,12 +140,16 @@ def nodes_proposed(session: Session) -> frozenset[str]:
 
     What a drill only proposes is left out: it must not keep a real fault's drain back.
     """
-    drills = set(session.scalars(select(Incident.id).where(Incident.is_drill)))
-    found = {
-        str(action.arguments["node"])
-        for plan, action in in_state(session, *UNDECIDED)
-        if action.state != "proposed" or plan.incident not in drills
-    }
+    rows = session.execute(
+        select(ActionRow.arguments)
+        .join(PlanRow, ActionRow.plan == PlanRow.id)
+        .where(
+            PlanRow.state.in_(PENDING),
+            ActionRow.state.in_(UNDECIDED),
+            or_(ActionRow.state != "proposed", PlanRow.is_drill.is_(False)),
+        )
+    )
+    found = {str(arguments["node"]) for (arguments,) in rows if "node" in arguments}
     return frozenset(found | set(session.scalars(select(Cordon.node))))
 
 

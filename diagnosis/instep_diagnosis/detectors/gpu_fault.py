@@ -20,12 +20,13 @@ def detect_gpu_faults(facts: Sequence[NodeFact]) -> list[Verdict]:
     for fact in sorted(facts, key=lambda fact: (-fact.age_seconds, fact.event_id)):
         fault = fault_now(fact, facts)
         if fault is not None and fault.severity == FATAL and fault.is_of_device:
-            key = (fact.node, _gpu(fact, fault), fault.identity_class, fact.boot_id, is_drill(fact, fault))
+            key = (fact.node, gpu_of(fact, fault), fault.identity_class, fact.boot_id, is_drill(fact, fault))
             found[key] = _verdict(fact, fault)
     return list(found.values())
 
 
-def _gpu(fact: NodeFact, fault: KernelFault) -> str:
+def gpu_of(fact: NodeFact, fault: KernelFault) -> str:
+    """The GPU that a fault is about: its UUID, else its index, else the PCI address in the line, else nothing."""
     if fact.gpu:
         return fact.gpu
     return str(fact.gpu_index) if fact.gpu_index is not None else fault.line.pci or ""
@@ -40,7 +41,7 @@ def _verdict(fact: NodeFact, fault: KernelFault) -> Verdict:
         kind=Kind.GPU_FAULT,
         certainty=Certainty.CONFIRMED,
         summary=f"{label} on {fact.node}{gpu_words(fact)}{drill}: {fault.text}; action {fault.action}.",
-        suspects=(Suspect(None, fact.node, _gpu(fact, fault), Cause.GPU_FAULT, 0.95),),
+        suspects=(Suspect(None, fact.node, gpu_of(fact, fault), Cause.GPU_FAULT, 0.95),),
         owner=Owner.NODE,
         evidence=(
             Evidence(
@@ -63,4 +64,5 @@ def _verdict(fact: NodeFact, fault: KernelFault) -> Verdict:
         cause=Cause.GPU_FAULT,
         fault_class=fault.identity_class,
         boot_id=fact.boot_id,
+        clears=fault.clears,
     )

@@ -21,6 +21,7 @@ from instep_remediation.server.views import (
     incident_view,
     job_view,
     lasting_drills,
+    latch_view,
     node_view,
     order_view,
     plan_answer,
@@ -93,6 +94,7 @@ def job_routes(runtime: Runtime) -> APIRouter:
             view = node_view(row, live, runtime.clock.monotonic(), cordons.get(session, node))
             about = {plan.id: plan for plan, _ in plans.of_node(session, node)}
             said = {
+                "latched": [latch_view(latch) for latch in runtime.latches.standing(node)],
                 "drills": lasting_drills(session, now=runtime.clock.realtime(), node=node),
                 "facts": [fact_view(fact) for fact in nodes.events(session, node=node, limit=FACTS_SHOWN)],
             }

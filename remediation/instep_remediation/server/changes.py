@@ -251,12 +251,21 @@ def node_change_routes(runtime: Runtime) -> APIRouter:
         if change.dry_run:
             return changed("uncordon", node, change, asked)
 
+        said_at: list[float] = []
+
         def do(session: Session) -> dict[str, Any]:
             made, ended = decisions.repaired(session, node, asked.actor, change.reason)
-            plan = plan_answer(session, made) if made is not None else None
-            return {"plan": plan, "resolved": [row.id for row in ended]}
+            said_at.append(runtime.clock.realtime())
+            return {
+                "plan": plan_answer(session, made) if made is not None else None,
+                "resolved": [row.id for row in ended if row.state == "resolved"],
+                "remembered": [row.id for row in ended if row.state != "resolved"],
+            }
 
-        return taken(runtime, asked, do)
+        answer = taken(runtime, asked, do)
+        for at in said_at:  # Not when an earlier answer is given again.
+            runtime.latches.repaired(node, at=at)
+        return answer
 
     return router
 

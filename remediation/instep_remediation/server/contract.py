@@ -151,6 +151,32 @@ class DryRun(Answer):
     steps: list[PlannedStep]
 
 
+class Latched(Answer):
+    """Since when an incident's fault stands, and what ends it."""
+
+    since: Moment | None
+    clears: list[str] = Field(examples=[["reboot", "person"]])
+    """`reset`, `reboot`, `person`, `recovery-none` or a code; time never ends it."""
+    mended: str
+    """What mended it already: the incident ends as soon as the job is over its stop. Empty: nothing has."""
+
+
+class Latch(Answer):
+    """One fault that stands on a node."""
+
+    gpu: str
+    fault_class: str = Field(examples=["xid-79"])
+    severity: Literal["fatal", "warning"] | None
+    action: str
+    text: str
+    is_drill: bool
+    since: Moment | None
+    last: Moment | None
+    count: int
+    """Lines."""
+    clears: list[str]
+
+
 class Incident(Answer):
     """One incident."""
 
@@ -173,6 +199,8 @@ class Incident(Answer):
     done: list[str]
     next: str
     runbook: str
+    latched: Latched | None
+    """Of an open incident about a fault of a device; null for any other."""
     resolution: str
     step_kept: int | None
     opened_at: Moment | None
@@ -249,6 +277,8 @@ class Drill(Answer):
 class NodeDetail(Node):
     """One node with what it said and what is planned about it."""
 
+    latched: list[Latch]
+    """Faults that stand, worst first."""
     drills: list[Drill]
     """Those that last now."""
     facts: list[Fact]
@@ -271,6 +301,8 @@ class Repaired(Answer):
     """Which uncordons it; null with an executor that changes nothing."""
     resolved: list[str]
     """Incidents that are over."""
+    remembered: list[str]
+    """Incidents that end as soon as their job is over its stop; it need not be said again."""
 
 
 class Order(Answer):

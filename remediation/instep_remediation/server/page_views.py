@@ -29,6 +29,7 @@ from instep_remediation.server.views import (
     incident_view,
     job_view,
     lasting_drills,
+    latch_view,
     node_view,
     plan_view,
 )
@@ -109,6 +110,7 @@ def node_page(runtime: Runtime, session: Session, browser: BrowserSession | None
     return NodePage(
         **frame(runtime, session, browser),
         node=nodes_shown(runtime, session, [row])[0],
+        latched=[latch_view(latch) for latch in runtime.latches.standing(name)],
         said=[fact_view(fact) for fact in nodes.events(session, node=name, limit=FACTS_SHOWN)],
         faults=[shown(runtime, one) for one in reversed(incidents.active(session)) if name in _nodes_of(one)],
         ranks=_ranks_on(runtime, name),

@@ -38,6 +38,7 @@ from instep_remediation.desk import Desk
 from instep_remediation.evidence import EvidenceDesk
 from instep_remediation.executor import Executor
 from instep_remediation.executors import make_executor
+from instep_remediation.latches import Latches
 from instep_remediation.node_executor import NodeExecutor
 from instep_remediation.node_orders import NodeOrders
 from instep_remediation.orders import OrderHub
@@ -78,6 +79,7 @@ class Runtime:
         self.hub, self.node_orders = OrderHub(clock, self.store), NodeOrders(clock)
         self.intake.is_asked = self.node_orders.is_asked
         self.webhooks, self.alertmanagers = self._ways_to_people(config)
+        self.latches = Latches()
         executor = Executor(clock, self.hub, self.nodes, policy)
         self.runner = PlanRunner(
             clock, self.store, self.nodes, policy, lambda outcome: self.metrics.plan_steps.labels(outcome).inc()
@@ -94,6 +96,7 @@ class Runtime:
             policy=policy,
             metrics=self.metrics,
             announce=self.webhooks.announce,
+            latches=self.latches,
         )
         self.watch = Watch(
             clock,

@@ -21,6 +21,8 @@ from instep_collector.store.models import (
     StepRow,
 )
 from instep_diagnosis.detectors.work import own_seconds
+from instep_diagnosis.latching import Latch
+from instep_diagnosis.verdict import Verdict
 from sqlalchemy.orm import Session
 
 from instep_remediation.advice import next_steps, runbook
@@ -60,6 +62,7 @@ def incident_view(row: Incident, *, runbook_base: str) -> dict[str, Any]:
         "done": row.done,
         "next": next_steps(verdict),
         "runbook": runbook(row.kind, runbook_base),
+        "latched": latched_view(row, verdict),
         "resolution": row.resolution,
         "step_kept": row.step_kept,
         "opened_at": moment(row.opened_at),
@@ -70,6 +73,30 @@ def incident_view(row: Incident, *, runbook_base: str) -> dict[str, Any]:
         "version": row.version,
         "timeline": timeline(row),
         "latencies": latencies(row),
+    }
+
+
+def latched_view(row: Incident, verdict: Verdict | None) -> dict[str, Any] | None:
+    """Return since when the fault of an open incident stands and what ends it; None where none does."""
+    if verdict is None or not verdict.fault_class or row.state != "open":
+        return None
+    mended = str(row.mended["sentence"]) if row.mended is not None else ""
+    return {"since": moment(row.onset_at), "clears": list(verdict.clears) or ["person"], "mended": mended}
+
+
+def latch_view(latch: Latch) -> dict[str, Any]:
+    """Return one fault that stands on a node."""
+    return {
+        "gpu": latch.key.gpu,
+        "fault_class": latch.key.fault_class,
+        "severity": latch.severity,
+        "action": latch.action,
+        "text": latch.text,
+        "is_drill": latch.key.is_drill,
+        "since": moment(latch.first_seconds),
+        "last": moment(latch.last_seconds),
+        "count": latch.count,
+        "clears": list(latch.clears),
     }
 
 
