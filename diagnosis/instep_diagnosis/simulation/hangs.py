@@ -104,6 +104,38 @@ def hang_case(
     raise ValueError(f"Seed {seed} places no {fault} that hangs a job of {layout or 'any layout'}: take another seed.")
 
 
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """How far each rank has come where one does not go on."""
+
+    limits: list[int]
+    """Items that its host enqueues at most."""
+    done: list[int]
+
+
+def stopped_by(programs: Sequence[Program], rank: int, place: int) -> Stopped:
+    """How far all come where a rank does not go on before this item of its program."""
+    run = _Run(list(programs), [len(p) for p in programs], [len(p) for p in programs])
+    run.host_limit[rank] = place
+    _carry_out(run)
+    return Stopped(run.host_limit, run.done)
+
+
+def is_held_up(programs: Sequence[Program], rank: int, changed: Program) -> bool:
+    """Whether others than a rank cannot finish where it calls this instead of its own program.
+
+    Sizes are left out of account: only operations and their order differ.
+    """
+    plain = [_numbered(_sizeless(changed if other == rank else program)) for other, program in enumerate(programs)]
+    run = _Run(plain, [len(p) for p in plain], [len(p) for p in plain])
+    _carry_out(run)
+    return any(done < len(plain[other]) for other, done in enumerate(run.done) if other != rank)
+
+
+def _sizeless(program: Program) -> Program:
+    return tuple(tuple(replace(part, elements=0) for part in item) for item in program)
+
+
 def _attempt(
     seed: int,
     random: Random,

@@ -35,7 +35,7 @@ Lines = Iterator[str]
 
 def report_lines(cases: Sequence[Case], *, seed: int) -> Lines:
     """Everything worth printing."""
-    for kind in ("hang-real", "hang-simulated", "hang-degraded"):
+    for kind in ("hang-real", "hang-real-pair", "hang-simulated", "hang-degraded"):
         yield from _hang_lines(kind, [case for case in cases if case["kind"] == kind])
     for kind in ("straggler-paced", "straggler-cpu", "straggler-simulated"):
         yield from _straggler_lines(kind, [case for case in cases if case["kind"] == kind], seed)

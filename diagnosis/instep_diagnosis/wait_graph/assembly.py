@@ -134,7 +134,9 @@ def _as_call(key: str, seq: int, batch: list[Entry], *, is_done: bool) -> Call:
     if len(parts) > 1:
         op, size, kind = zip(*(part.signature for part in parts), strict=True)
         signature = (" + ".join(op), " + ".join(size), " + ".join(kind))
-    return Call(key, seq, parts[0].op, Progress.COMPLETED if is_done else progress, signature)
+    return Call(
+        key, seq, parts[0].op, Progress.COMPLETED if is_done else progress, signature, created_ns=parts[0].created_ns
+    )
 
 
 def _transfer_groups(dump: RecorderDump, names: _Names) -> set[str]:

@@ -14,7 +14,16 @@ from instep_diagnosis.detectors.confidence import BY_HABIT, confidence
 from instep_diagnosis.detectors.habits import RANKS_COMPARED_MAX, surprise
 from instep_diagnosis.detectors.words import ranks_words
 from instep_diagnosis.verdict import Cause, StuckAt
-from instep_diagnosis.wait_graph.finding import Finding, about, known_share, ops_on, placed, wait_lines, waiting
+from instep_diagnosis.wait_graph.finding import (
+    Finding,
+    about,
+    known_share,
+    op_words,
+    ops_on,
+    placed,
+    wait_lines,
+    waiting,
+)
 from instep_diagnosis.wait_graph.graph import WaitGraph
 from instep_diagnosis.wait_graph.history import History, Progress, RankHistory, Signature
 
@@ -22,11 +31,19 @@ ASSUMED_DONE_CALLS = 8
 """Newest calls of a gloo rank that may be open though a later one of their group makes them out to be done."""
 SURPRISE_MIN = 2
 """Calls: a run of one is met by chance."""
+SURPRISE_ALONE_MIN = 5
+"""The same where nothing else disputes the call, unless so many are not on record: a ring that holds less than a step
+makes for runs of 3."""
+EARLY_RATIO = 0.7
+EARLY_SAMPLES_MIN = 12
+"""A call is too early that follows the one before within this share of the least time it ever took, of so many."""
 _OF_CALLS = (Cause.SKIPPED_COLLECTIVE, Cause.MISMATCHED_COLLECTIVE)
 
 
 def told_by_habit(history: History, graph: WaitGraph, found: Finding) -> Finding:
     """The finding, or the one rank's or side's whose habit is broken where the finding is a tie or names nobody."""
+    if (found.is_tied or not found.culprits) and (early := _too_early(history, graph)):
+        return early
     if not found.culprits and found.is_hang:
         return _alone(history, graph, found) or found
     if not found.is_tied or found.cause not in _OF_CALLS:
@@ -76,7 +93,7 @@ def _beside_silence(history: History, graph: WaitGraph, known: RankHistory) -> F
 
 def _alone(history: History, graph: WaitGraph, found: Finding | None) -> Finding | None:
     odd = _odd([one for one in history.ranks.values() if one.calls])
-    if len(odd) != 1:
+    if len(odd) != 1 or not _is_surprising(history.ranks[odd[0]]):
         return None
     never = "never called so before, and the others did nothing new"
     ops = ops_on(graph, odd)
@@ -90,6 +107,42 @@ def _alone(history: History, graph: WaitGraph, found: Finding | None) -> Finding
         waiting=waiting(graph, odd),
     )
     return placed(finding, ops[0] if ops else None, graph)
+
+
+def _too_early(history: History, graph: WaitGraph) -> Finding | None:
+    """The one rank that waits in a call that it made far sooner after the one before than ever: one too many, or the
+    next one with something left out. Of gloo's ranks alone, whose hosts do not run ahead."""
+    found = [one.rank for one in history.ranks.values() if one.rank in graph.waits and _is_early(one)]
+    if len(found) != 1:
+        return None
+    (rank,) = found
+    op = graph.ops[graph.waits[rank][0]]
+    finding = Finding(
+        culprits=(rank,),
+        kind=StuckAt.HOST,
+        cause=Cause.SKIPPED_COLLECTIVE,
+        verdict=(
+            f"Calls differ, a fault of the script: rank {rank} called {op_words(op)} sooner after the call before than "
+            f"it ever did, and the others did not."
+        ),
+        confidence=confidence(BY_HABIT, 0.0, known_share=known_share(history)),
+        evidence=(*wait_lines(graph), *about(history)),
+    )
+    return placed(finding, op, graph)
+
+
+def _is_early(one: RankHistory) -> bool:
+    calls = one.calls
+    if one.has_device or len(calls) < EARLY_SAMPLES_MIN or not all(call.created_ns for call in calls[-2:]):
+        return False
+    kinds = _in_short(one)
+    past = [
+        calls[place].created_ns - calls[place - 1].created_ns
+        for place in range(1, len(calls) - 1)
+        if (kinds[place - 1], kinds[place]) == (kinds[-2], kinds[-1])
+    ]
+    last = calls[-1].created_ns - calls[-2].created_ns
+    return len(past) >= EARLY_SAMPLES_MIN and last < EARLY_RATIO * min(past)
 
 
 def _odd(known: Iterable[RankHistory]) -> tuple[int, ...]:
@@ -116,6 +169,11 @@ def _surprise(one: RankHistory) -> int:
     if not one.has_device:
         first = max(0, min(first, len(one.calls) - ASSUMED_DONE_CALLS))
     return surprise(_in_short(one), first)
+
+
+def _is_surprising(one: RankHistory) -> bool:
+    """Whether the surprise is large by itself, or as most of a short past foretold another call."""
+    return _surprise(one) >= min(SURPRISE_ALONE_MIN, max(SURPRISE_MIN, _first_open(one) / 3.0))
 
 
 def _is_known(one: RankHistory) -> bool:

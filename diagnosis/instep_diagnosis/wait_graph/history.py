@@ -47,6 +47,8 @@ class Call:
     op: str
     progress: Progress
     signature: Signature = ("", "", "")
+    created_ns: int = 0
+    """When the rank entered it, by its own clock; 0 is *not known*."""
 
 
 @dataclass(frozen=True, slots=True)

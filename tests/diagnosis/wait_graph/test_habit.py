@@ -10,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from instep_diagnosis.detectors.habits import surprise
 from instep_diagnosis.simulation.hangs import CALL_FAULTS, Fault, HangCase, hang_case
+from instep_diagnosis.verdict import Cause
 from instep_diagnosis.wait_graph.assembly import assemble
+from instep_diagnosis.wait_graph.history import Progress
 from instep_diagnosis.wait_graph.judge import localise
+from instep_diagnosis.wait_graph.recorder import Entry, GroupName, RecorderDump
 
 STEP = ["gather", "gather", "scatter", "reduce", "loss"]
 
@@ -94,3 +97,44 @@ def test_a_new_call_explains_waits_rather_than_a_rank_without_a_dump():
         assert finding.culprits == case.culprits, (seed, finding.verdict)
         seen += 1
     assert seen > 5
+
+
+STEP_NS = 40_000_000
+
+
+def pipeline_of_gloo(*, stages: int, guilty: int, gap_ns: int) -> list[RecorderDump]:
+    """One collective a step and transfers that are not listed; at the end one rank has called once more than all."""
+    groups = (GroupName("0", "default_pg", tuple(range(stages))), GroupName("1", "pp", tuple(range(stages))))
+    dumps = []
+    for rank in range(stages):
+        times = [STEP_NS * step for step in range(1, 21)]
+        times += [times[-1] + gap_ns] if rank == guilty else []
+        entries = tuple(
+            Entry(
+                record_id=seq, pg_id=0, name="0", description="default_pg", seq=seq, op="all_reduce",
+                progress=Progress.COMPLETED if seq <= 20 else Progress.ENTERED,
+                signature=("all_reduce", "1 elements", "Float"), op_id=seq, created_ns=time,
+            )
+            for seq, time in enumerate(times, 1)
+        )  # fmt: skip
+        dumps.append(RecorderDump(entries, groups, is_gloo=True))
+    return dumps
+
+
+@pytest.mark.parametrize("guilty", range(4))
+def test_a_call_sooner_after_the_one_before_than_ever_is_one_too_many(guilty):
+    dumps = pipeline_of_gloo(stages=4, guilty=guilty, gap_ns=STEP_NS // 4)
+    finding = localise(assemble(dict(enumerate(dumps))))
+    assert (finding.culprits, finding.is_tied, finding.cause) == ((guilty,), False, Cause.SKIPPED_COLLECTIVE)
+
+
+@pytest.mark.parametrize("gap_ns", [STEP_NS, STEP_NS * 9 // 10])
+def test_a_call_in_its_usual_time_accuses_those_that_have_not_called(gap_ns):
+    finding = localise(assemble(dict(enumerate(pipeline_of_gloo(stages=4, guilty=1, gap_ns=gap_ns)))))
+    assert (finding.culprits, finding.is_tied) == ((0, 2, 3), True)
+
+
+def test_without_times_nothing_is_too_early():
+    dumps = pipeline_of_gloo(stages=4, guilty=1, gap_ns=1)
+    timeless = [replace(dump, entries=tuple(replace(e, created_ns=0) for e in dump.entries)) for dump in dumps]
+    assert localise(assemble(dict(enumerate(timeless)))).culprits == (0, 2, 3)

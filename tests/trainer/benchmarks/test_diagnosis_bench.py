@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from instep_diagnosis.detectors.stall import Stall
 from instep_diagnosis.simulation.programs import STEPS, training
+from instep_trainer.benchmarks.diagnosis.campaign import Order
 from instep_trainer.benchmarks.diagnosis.command import Journal, main
 from instep_trainer.benchmarks.diagnosis.paced_rank import BENIGN_SECONDS, Plan, PlannedFault
 from instep_trainer.benchmarks.diagnosis.real_hangs import real_hangs
@@ -81,9 +82,14 @@ def test_a_rank_that_saves_for_a_while_raises_nothing():
         assert job.wait() == "done"
 
 
-def test_every_fault_of_a_real_job_is_one_case_with_the_answers_of_all_methods():
-    cases = real_hangs(3, lambda seed, steps, ranks: np.ones((steps, ranks)))
+def test_every_fault_of_a_real_job_is_one_case_with_the_answers_of_all_methods_and_its_dumps(tmp_path):
+    order = Order(3, "ddp", ("sleep", "skip"), ranks_max=4)
+    cases = real_hangs(order, lambda seed, steps, ranks: np.ones((steps, ranks)), dumps=tmp_path)
     case = next(cases)
     cases.close()
     assert set(case["answers"]) == {"instep", "instep flight-recorder", "torchfrtrace"}
-    assert case["answers"]["instep"]["named"] == case["truth"]
+    assert case["answers"]["instep"]["named"] == case["answers"]["instep flight-recorder"]["named"] == case["truth"]
+    assert (case["fault"], case["alike_in_dumps"]) == ("sleep", case["truth"])
+    (kept,) = tmp_path.iterdir()
+    assert json.loads((kept / "truth.json").read_text())["truth"] == case["truth"]
+    assert len(list((kept / "flight-recorder").iterdir())) == case["world_size"] == 4

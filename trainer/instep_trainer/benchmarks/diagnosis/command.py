@@ -7,12 +7,15 @@ goes on where it stopped. The figures are of all cases in the folder.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,15 @@ from instep_diagnosis.simulation.report import report_lines, within_bars
 from instep_diagnosis.simulation.scoring import Case, degraded, judge_hang, watch_case
 from instep_diagnosis.simulation.steps import step_case
 
+from instep_trainer.benchmarks.diagnosis.campaign import (
+    KIND,
+    PAIR_KIND,
+    Order,
+    carry_out,
+    next_order,
+    pair_order,
+    table_lines,
+)
 from instep_trainer.benchmarks.diagnosis.tick import tick_lines
 
 FINE, FOUND, WRONG_USE, COULD_NOT = 0, 1, 2, 3
@@ -59,6 +71,13 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="instep bench diagnosis", description=__doc__)
     parser.add_argument("--hangs", type=int, default=20, metavar="N", help="hangs of real jobs (default 20)")
+    parser.add_argument("--pairs", type=int, default=0, metavar="N", help="hangs of real jobs of two ranks (default 0)")
+    parser.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="real jobs that hang beside one another (default 2)"
+    )
+    parser.add_argument(
+        "--keep-dumps", type=Path, default=None, metavar="DIR", help="keep the dumps of real hangs there"
+    )
     parser.add_argument(
         "--stragglers", type=int, default=8, metavar="N", help="episodes of real jobs, slow or healthy (default 8)"
     )
@@ -122,19 +141,50 @@ def _run(journal: Journal, options: argparse.Namespace) -> None:
     kinds: list[tuple[str, int, Callable[[int], Iterable[Case]]]] = [
         ("hang-simulated", options.simulated, _simulated_hang),
         ("straggler-simulated", options.simulated // 4, _simulated_steps),
-        ("hang-real", options.hangs, _real_hangs),
         ("straggler-paced", options.stragglers, lambda seed: _real_stragglers(seed, "paced")),
         ("straggler-cpu", options.stragglers // 2, lambda seed: _real_stragglers(seed, "cpu")),
     ]
-    for kind, wanted, make in kinds:
-        done = journal.seeds(kind)
-        seed = options.seed
-        while journal.count(kind) < wanted and (end is None or time.monotonic() < end):
-            if seed not in done:
-                for case in make(seed):
-                    journal.add(case)
-            seed += 1
-        print(f"{kind}: {journal.count(kind)} cases", file=sys.stderr)
+    for kind, wanted, make in kinds[:2]:
+        _one_after_another(journal, kind, wanted, make, options.seed, end)
+    _hang_campaign(journal, options, end)
+    for kind, wanted, make in kinds[2:]:
+        _one_after_another(journal, kind, wanted, make, options.seed, end)
+
+
+def _one_after_another(
+    journal: Journal, kind: str, wanted: int, make: Callable[[int], Iterable[Case]], seed: int, end: float | None
+) -> None:
+    done = journal.seeds(kind)
+    while journal.count(kind) < wanted and (end is None or time.monotonic() < end):
+        if seed not in done:
+            for case in make(seed):
+                journal.add(case)
+        seed += 1
+    print(f"{kind}: {journal.count(kind)} cases", file=sys.stderr)
+
+
+def _hang_campaign(journal: Journal, options: argparse.Namespace, end: float | None) -> None:
+    """Hangs of real jobs, several jobs beside one another; in which layout and of which kind is planned from those
+    there are."""
+    if journal.count(KIND) >= options.hangs and journal.count(PAIR_KIND) >= options.pairs:
+        return
+    seeds = itertools.count(max([options.seed - 1, *journal.seeds(KIND), *journal.seeds(PAIR_KIND)]) + 1)
+
+    def order(running: Sequence[Order]) -> Order | None:
+        if end is not None and time.monotonic() >= end:
+            return None
+        under_way = Counter(one.ranks_max == 2 for one in running for _ in one.kinds)
+        if journal.count(KIND) + under_way[False] < options.hangs:
+            return next_order(next(seeds), journal.cases, running)
+        return pair_order(next(seeds)) if journal.count(PAIR_KIND) + under_way[True] < options.pairs else None
+
+    began = time.monotonic()
+    before = journal.count(KIND) + journal.count(PAIR_KIND)
+    for case in carry_out(order, partial(_real_hangs, dumps=options.keep_dumps), workers=options.workers):
+        journal.add(case)
+    judged = journal.count(KIND) + journal.count(PAIR_KIND) - before
+    minutes = (time.monotonic() - began) / 60.0
+    print(f"{KIND}: {judged} more cases, {judged / max(minutes, 1e-9):.1f} a minute", file=sys.stderr)
 
 
 def _simulated_hang(seed: int) -> Iterator[Case]:
@@ -149,10 +199,10 @@ def _simulated_steps(seed: int) -> Iterator[Case]:
 
 
 # torch is imported by those who start real jobs only.
-def _real_hangs(seed: int) -> Iterator[Case]:
+def _real_hangs(order: Order, *, dumps: Path | None = None) -> Iterator[Case]:
     from instep_trainer.benchmarks.diagnosis.real_hangs import real_hangs
 
-    return real_hangs(seed, _jitter)
+    return real_hangs(order, _jitter, dumps=dumps)
 
 
 def _real_stragglers(seed: int, kind: str) -> Iterator[Case]:
@@ -170,7 +220,7 @@ def _report(cases: list[Case], options: argparse.Namespace) -> int:
     if options.json:
         print(*(json.dumps(case) for case in cases), sep="\n")
     else:
-        print(*report_lines(cases, seed=options.seed), sep="\n")
+        print(*report_lines(cases, seed=options.seed), *table_lines(cases), sep="\n")
     if options.fit:
         try:
             tables = fit(cases, command="instep bench diagnosis --fit OUT --resume DIR")
