@@ -9,14 +9,23 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from instep_agent.benchmarks.faults import measure_faults, measure_storm
-from instep_agent.benchmarks.simulated_node import SimulatedNode, free_port, scrape, series_of
+from instep_agent.benchmarks.faults import measure_faults
+from instep_agent.benchmarks.hang import measure_hang
+from instep_agent.benchmarks.outage import measure_outage
+from instep_agent.benchmarks.ports import free_port, scrape, series_of
+from instep_agent.benchmarks.real_server import RealServer
+from instep_agent.benchmarks.receiver import Receiver
+from instep_agent.benchmarks.relay import Relay
+from instep_agent.benchmarks.simulated_node import SimulatedNode
+from instep_agent.benchmarks.sink import Sink
+from instep_agent.benchmarks.storm import measure_storm
 from instep_agent.benchmarks.usage import cpu_seconds, group_of, memory
 from instep_agent.errors import AgentError
+from instep_agent.spool import BYTES_MAX
 
 WINDOW_SECONDS = 10.0
 SCRAPE_SECONDS = 15.0
@@ -24,6 +33,15 @@ WARM_UP_SECONDS = 10.0
 """The first seconds hold imports and the making of dictionaries."""
 CPU_RATIO_MAX, PSS_BYTES_MAX, SERIES_MAX = 0.005, 40 << 20, 1500
 _MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a measurement found: for people, for programs, and whether every bar was held."""
+
+    text: str
+    numbers: object
+    is_within: bool
 
 
 @dataclass(slots=True)
@@ -49,12 +67,20 @@ def main(arguments: Sequence[str]) -> int:
     """Exit status: 0 within the bars, 1 not, 2 used wrongly or not possible here."""
     options = _parser().parse_args(list(arguments))
     try:
-        results = _storm(options) if options.storm else _faults(options) if options.faults else _cost(options)
+        result = _measured(options)
     except AgentError as error:
         print(f"instep bench agent: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(results["numbers"], indent=2) if options.json else results["text"])
-    return 0 if results["is_within"] else 1
+    print(json.dumps(result.numbers, indent=2) if options.json else result.text)
+    return 0 if result.is_within else 1
+
+
+def _measured(options: argparse.Namespace) -> Result:
+    ways = ((options.storm, _storm), (options.faults, _faults), (options.hang, _hang), (options.outage, _outage))
+    for wanted, measure in ways:
+        if wanted:
+            return measure(options)
+    return _cost(options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,6 +88,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=5.0, help="how long the cost is measured (default 5)")
     parser.add_argument("--faults", type=int, default=0, metavar="N", help="instead: the way of N faults to the server")
     parser.add_argument("--storm", type=int, default=0, metavar="N", help="instead: N equal lines in the kernel log")
+    parser.add_argument("--hang", type=float, default=0.0, metavar="SECONDS", help="instead: a call of the GPU driver "
+                        "hangs for so long")
+    parser.add_argument("--outage", type=float, default=0.0, metavar="SECONDS", help="instead: the server is away for "
+                        "so long, and the agent is killed meanwhile")
+    parser.add_argument("--spool-bytes", type=int, default=BYTES_MAX, metavar="N", help="with --outage: the bound of "
+                        f"the agent's spool (default {BYTES_MAX})")
+    parser.add_argument("--receiver", choices=("server", "sink"), default="server", help="who keeps the faults: a real "
+                        "`instep server` with its store (default), or the benchmark's own receiver")
     parser.add_argument("--nvml", type=Path, default=None, metavar="DIR", help="folder of the NVML stand-in (default: "
                         "built from the repository's tests)")
     parser.add_argument("--kernel-log", type=Path, default=None, metavar="DEVICE", help="a real kernel log, such as "
@@ -71,24 +105,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _cost(options: argparse.Namespace) -> dict[str, object]:
-    with SimulatedNode(library=options.nvml, kernel_log=options.kernel_log) as node:
+def _cost(options: argparse.Namespace) -> Result:
+    sink = Sink()
+    with SimulatedNode(library=options.nvml, kernel_log=options.kernel_log, receiver=lambda _folder: sink) as node:
         watched = [Watched("instep agent", node.agent.pid, node.port)]
         if not options.without_peers:
             watched += _peers(node)
         time.sleep(WARM_UP_SECONDS)
         _measure(watched, 60.0 * options.minutes)
-        frames, sent = node.sink.frames_total, node.sink.bytes_total
+        frames, sent = sink.frames_total, sink.bytes_total
         own = watched[0]
         is_within = own.ratio <= CPU_RATIO_MAX and own.pss_bytes <= PSS_BYTES_MAX and own.series <= SERIES_MAX
         text = [_table(watched), f"\nof the agent: {_parts(own)}"]
         text.append(_circumstances(node.page()))
-        text.append(f"frames: {frames}, {sent / max(1, frames):.0f} bytes each, {node.sink.series_total} series")
+        text.append(f"frames: {frames}, {sent / max(1, frames):.0f} bytes each, {sink.series_total} series")
         text.append(
             f"bars: CPU at most {CPU_RATIO_MAX:.1%} of a core, PSS at most {PSS_BYTES_MAX / _MIB:.0f} MiB, at most "
             f"{SERIES_MAX} series: {'held' if is_within else 'NOT held'}"
         )
-    return {"text": "\n".join(text), "numbers": [asdict(one) for one in watched], "is_within": is_within}
+    return Result("\n".join(text), [asdict(one) for one in watched], is_within=is_within)
 
 
 def _peers(node: SimulatedNode) -> list[Watched]:
@@ -180,16 +215,41 @@ def _circumstances(page: str) -> str:
     )
 
 
-def _faults(options: argparse.Namespace) -> dict[str, object]:
-    with SimulatedNode(library=options.nvml, kernel_log=options.kernel_log) as node:
+def _faults(options: argparse.Namespace) -> Result:
+    with SimulatedNode(library=options.nvml, kernel_log=options.kernel_log, receiver=_receiver(options)) as node:
         found = measure_faults(node, options.faults)
-    return {"text": found.text(), "numbers": found.numbers(), "is_within": found.is_within}
+    return Result(found.text(), found.numbers(), is_within=found.is_within)
 
 
-def _storm(options: argparse.Namespace) -> dict[str, object]:
-    with SimulatedNode(library=options.nvml) as node:
+def _storm(options: argparse.Namespace) -> Result:
+    with SimulatedNode(library=options.nvml, receiver=_receiver(options)) as node:
         found = measure_storm(node, options.storm)
-    return {"text": found.text(), "numbers": asdict(found), "is_within": found.is_within}
+    return Result(found.text(), asdict(found), is_within=found.is_within)
+
+
+def _hang(options: argparse.Namespace) -> Result:
+    with SimulatedNode(library=options.nvml, kernel_log=options.kernel_log, receiver=_receiver(options)) as node:
+        found = measure_hang(node, options.hang)
+    return Result(found.text(), asdict(found), is_within=found.is_within)
+
+
+def _outage(options: argparse.Namespace) -> Result:
+    relays: list[Relay] = []
+
+    def receiver(folder: Path) -> Relay:
+        relays.append(Relay(RealServer(folder)))
+        return relays[0]
+
+    settings = f"spool_bytes_max = {options.spool_bytes}\n"
+    with SimulatedNode(
+        library=options.nvml, kernel_log=options.kernel_log, receiver=receiver, settings=settings
+    ) as node:
+        found = measure_outage(node, relays[0], options.outage, spool_bytes_max=options.spool_bytes)
+    return Result(found.text(), asdict(found), is_within=found.is_within)
+
+
+def _receiver(options: argparse.Namespace) -> Callable[[Path], Receiver]:
+    return RealServer if options.receiver == "server" else lambda _folder: Sink()
 
 
 if __name__ == "__main__":

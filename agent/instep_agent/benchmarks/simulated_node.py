@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from instep_agent.benchmarks import stand_ins
+from instep_agent.benchmarks.ports import free_port, scrape
+from instep_agent.benchmarks.receiver import Receiver
 from instep_agent.benchmarks.sink import Sink
 from instep_agent.errors import ConfigurationInvalid
 
@@ -25,10 +26,21 @@ _AGENT = "import sys; from instep_agent.cli import main; sys.exit(main(sys.argv[
 class SimulatedNode:
     """Start it in a `with`; everything that it started ends there."""
 
-    def __init__(self, *, library: Path | None = None, kernel_log: Path | None = None) -> None:
-        """`kernel_log` is a real device; a file of the node's own without."""
+    def __init__(
+        self,
+        *,
+        library: Path | None = None,
+        kernel_log: Path | None = None,
+        receiver: Callable[[Path], Receiver] = lambda _folder: Sink(),
+        settings: str = "",
+    ) -> None:
+        """`kernel_log` is a real device; a file of the node's own without. `receiver` is made in the node's folder.
+
+        `settings` is what stands in the agent's configuration file.
+        """
         self._parts = contextlib.ExitStack()
         self._given_library, self._given_log = library, kernel_log
+        self._new_receiver, self._settings = receiver, settings
 
     def __enter__(self) -> SimulatedNode:
         self.folder = Path(self._parts.enter_context(tempfile.TemporaryDirectory(prefix="instep-bench-")))
@@ -58,17 +70,31 @@ class SimulatedNode:
             **os.environ,
             "LD_LIBRARY_PATH": str(library),
             "INSTEP_NVML_SCENARIO": str(self.scenario.path),
-            "INSTEP_TOKEN": "bench",
         }
-        self.sink = Sink()
-        self._parts.callback(self.sink.close)
+        self.receiver = self._new_receiver(self.folder)
+        self._parts.callback(self.receiver.close)
+        self.receiver.start()
         for rank in range(RANKS):
             self.start("-m", "instep_agent.benchmarks.live_rank", str(records), NODE, str(rank), str(RANKS))
+        self.spool = self.folder / "spool"
+        self._records = records
+        self.start_agent()
+        self.wait_until_it_sees_everything()
+
+    def start_agent(self) -> None:
+        """Start the agent, once more when an earlier one has ended; it takes over that one's spool."""
         self.port = free_port()
-        options = ["--node", NODE, "--server", self.sink.url, "--root", self.root, "--proc", "/proc"]
-        options += ["--record-root", records, "--listen", f"127.0.0.1:{self.port}", "--spool", self.folder / "spool"]
+        options = ["--node", NODE, "--server", self.receiver.url, "--root", self.root, "--proc", "/proc"]
+        options += ["--record-root", self._records, "--listen", f"127.0.0.1:{self.port}", "--spool", self.spool]
+        if self._settings:
+            (self.folder / "agent.toml").write_text(self._settings)
+            options += ["--config", self.folder / "agent.toml"]
+        self.environment["INSTEP_TOKEN"] = self.receiver.token
         self.agent = self.start("-c", _AGENT, *map(str, options))
-        self._wait_until_it_sees_everything()
+
+    def stop_agent(self) -> None:
+        """End the agent as an administrator does, and wait until it has."""
+        _end(self.agent)
 
     def start(self, *arguments: str, program: str = sys.executable) -> subprocess.Popen[bytes]:
         """Start a process that ends with the node."""
@@ -81,37 +107,17 @@ class SimulatedNode:
         """Give the agent's /metrics."""
         return scrape(self.port)
 
-    def _wait_until_it_sees_everything(self) -> None:
+    def wait_until_it_sees_everything(self) -> None:
+        """Wait for all ranks and GPUs on the agent's page. Raise `ConfigurationInvalid` when they do not come."""
         until_seconds = time.monotonic() + START_SECONDS_MAX
         while time.monotonic() < until_seconds and self.agent.poll() is None:
             with contextlib.suppress(OSError):
-                if self.sink.ranks == RANKS and "instep_gpu_power_watts{" in self.page():
+                page = self.page()
+                if page.count("instep_rank_step{") == RANKS and "instep_gpu_power_watts{" in page:
                     return
             time.sleep(0.2)
         said = (self.folder / "log").read_text(errors="replace").strip().splitlines()[-3:]
         raise ConfigurationInvalid(f"The agent does not see the node: {' | '.join(said) or 'it said nothing'}.")
-
-
-def scrape(port: int, timeout_seconds: float = 10.0) -> str:
-    """Give the page of an exporter on this machine."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=timeout_seconds) as answer:
-        return str(answer.read().decode())
-
-
-def series_of(page: str) -> int:
-    """Give how many series a page has.
-
-    >>> series_of("# HELP a b\\na 1\\nb 2\\n")
-    2
-    """
-    return sum(1 for line in page.splitlines() if line and not line.startswith("#"))
-
-
-def free_port() -> int:
-    """Give a port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import struct
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import msgspec
 
+from instep_agent.benchmarks.receiver import Stored
 from instep_agent.wire import Dictionary, Event, Frame
 
 _frames = msgspec.msgpack.Decoder(Frame)
@@ -21,32 +24,38 @@ class Sink:
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self.events: list[tuple[int, Event]] = []
-        self.ranks = 0
-        """Of the last frame that had any."""
+        self.token = "bench"
         self.frames_total = 0
         self.bytes_total = 0
         self.series_total = 0
+        self.values_counts: list[int] = []
+        """Of each frame with values, how many of them are readings."""
         self._known: set[str] = set()
+        self._stored: list[Stored] = []
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._http.daemon_threads = True
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
 
-    @property
-    def url(self) -> str:
-        """Where the agent sends to."""
-        return f"http://127.0.0.1:{self._http.server_address[1]}"
+    def start(self) -> None:
+        """Begin to take frames."""
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
     def close(self) -> None:
         """Stop listening."""
         self._http.shutdown()
         self._http.server_close()
 
-    def wait_for_event(self, text: str, timeout_seconds: float, *, kind: str = "", after: int = 0) -> int | None:
+    def stored(self) -> list[Stored]:
+        """Give every event that came, each as often as it did."""
+        with self.changed:
+            return list(self._stored)
+
+    def wait_for_event(self, text: str, timeout_seconds: float, *, kind: str = "") -> int | None:
         """Give when the first event with this text came, in nanoseconds; None when none did within the time."""
         until_seconds = time.monotonic() + timeout_seconds
         with self.changed:
             while True:
-                for at_ns, event in self.events[after:]:
+                for at_ns, event in self.events:
                     if text in event.text and kind in ("", event.kind):
                         return at_ns
                 left_seconds = until_seconds - time.monotonic()
@@ -67,8 +76,13 @@ class Sink:
         with self.changed:
             self.frames_total += 1
             self.bytes_total += len(body)
-            self.ranks = len(frame.ranks) or self.ranks
+            if frame.values:
+                values = struct.unpack(f"<{len(frame.values) // 8}d", frame.values)
+                self.values_counts.append(sum(not math.isnan(value) for value in values))
             self.events += [(now_ns, event) for event in frame.events]
+            for one in frame.events:
+                times = one.realtime_ns / 1e9, time.time()
+                self._stored.append(Stored(one.id, one.kind, one.text, one.fields, frame.node, *times))
             self.changed.notify_all()
         return 200, b'{"acknowledged":%d}' % frame.sequence
 
