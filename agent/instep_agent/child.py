@@ -102,6 +102,8 @@ def fork_keeper(node: Node, groups: Groups) -> tuple[int, socket.socket]:
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     agent = os.getpid()
     gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)  # what starting has left free would be had by every process
     gc.freeze()  # a collection would write to every object, and so unshare its page
     pid = os.fork()
     if pid == 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from sys import intern
 
 from instep_agent.wire import Sample
 
@@ -47,3 +48,21 @@ def column_of(samples: Iterable[Sample], before: tuple[Series, ...] = ()) -> Col
         else:
             return Column(before, values)
     return Column(tuple([(each.name, each.labels) for each in samples]), values)
+
+
+def compacted(series: tuple[Series, ...]) -> tuple[Series, ...]:
+    """Give the same series with every text and pair of a label there once: decoded, each has its own.
+
+    >>> one, other = compacted((("a", (("gpu", "0"),)), ("b", (("gpu", "0"),))))
+    >>> one[1] is other[1]
+    True
+    """
+    kept: dict[object, tuple[tuple[str, str], ...]] = {}
+    pairs: dict[tuple[str, str], tuple[str, str]] = {}
+    found = []
+    for name, labels in series:
+        if labels not in kept:
+            own = tuple([pairs.setdefault(each, (intern(each[0]), intern(each[1]))) for each in labels])
+            kept[own] = own
+        found.append((intern(name), kept[labels]))
+    return tuple(found)

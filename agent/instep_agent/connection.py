@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import msgspec
 
 from instep_agent.errors import AgentError, ConfigurationInvalid, ServerUnreachable, TokenRefused, UplinkError
 from instep_agent.http_exchange import HttpSocket
+
+if TYPE_CHECKING:
+    import ssl
 
 REQUEST_TIMEOUT_SECONDS = 5.0
 BACKOFF_SECONDS_MIN = 0.1
@@ -54,6 +57,8 @@ class Tls:
 
     def context(self) -> ssl.SSLContext:
         """Give the context. Raise ConfigurationInvalid for a file that cannot be used."""
+        import ssl  # 1.5 MiB, which an agent without TLS does not need
+
         try:
             context = ssl.create_default_context(cafile=self.ca_file or None)
             if self.cert_file:
@@ -168,9 +173,9 @@ class Connection:
                 )
             except OSError as error:
                 self.close()
-                if isinstance(error, ssl.SSLCertVerificationError):
+                if distrust := getattr(error, "verify_message", ""):  # of an ssl.SSLCertVerificationError
                     raise ServerUnreachable(
-                        f"The certificate of the server at {self._url} is not trusted ({error.verify_message}): name "
+                        f"The certificate of the server at {self._url} is not trusted ({distrust}): name "
                         f"its authority with --ca-file or ca_file; {self._meanwhile}."
                     ) from error
                 if is_last or self._is_interrupted:

@@ -9,12 +9,9 @@ call holds the GIL, and gives JSON. Another one may have torch's own means: any 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import select
-import socket
 import stat
-import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -95,53 +92,20 @@ def _is_own(path: str | Path, owner: int, is_kind: Callable[[int], bool]) -> boo
     return status.st_uid == owner and is_kind(status.st_mode)
 
 
-class _Server(http.client.HTTPConnection):
-    """An evidence server on a Unix socket, which must be of that user's process."""
-
-    def __init__(self, path: str, owner: int) -> None:
-        super().__init__("localhost", timeout=ANSWER_SECONDS_MAX)
-        self._path, self._owner = path, owner
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(ANSWER_SECONDS_MAX)
-        self.sock.connect(self._path)
-        _, uid, _ = struct.unpack("3i", self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if uid != self._owner:
-            raise ConnectionRefusedError(f"it is a process of user {uid}")
-
-
 def _from_server(path: str, owner: int, bytes_max: int) -> Recorder:
+    from instep_agent.evidence_server import ask  # it brings the parser for mail along, for an order that is rare
+
     try:
-        _ask(path, owner, "dump_traceback")
+        ask(path, owner, "dump_traceback", timeout_seconds=ANSWER_SECONDS_MAX, bytes_max=ANSWER_BYTES_MAX)
         answers = True
-    except (OSError, http.client.HTTPException):
+    except OSError:
         answers = False
     try:
-        whole = _ask(path, owner, "fr_trace_json")
-    except (OSError, http.client.HTTPException) as error:
+        whole = ask(path, owner, "fr_trace_json", timeout_seconds=ANSWER_SECONDS_MAX, bytes_max=ANSWER_BYTES_MAX)
+    except OSError as error:
         return Recorder(answers=answers, missing=(f"The flight recorder did not answer ({error}).",))
     text, missing = newest_entries(whole, bytes_max)
     return Recorder(text=text, answers=answers, missing=missing)
-
-
-def _ask(path: str, owner: int, handler: str) -> str:
-    """The answer of a handler: whole within the time, however slowly its bytes come."""
-    server = _Server(path, owner)
-    until_seconds = time.monotonic() + ANSWER_SECONDS_MAX
-    try:
-        server.request("POST", f"/handler/{handler}")
-        response = server.getresponse()
-        body = bytearray()
-        while len(body) <= ANSWER_BYTES_MAX and (data := response.read1(1 << 16)):
-            body += data
-            if time.monotonic() > until_seconds:
-                raise TimeoutError("timed out")
-    finally:
-        server.close()
-    if response.status != 200:
-        raise http.client.HTTPException(f"handler {handler} answered {response.status}")
-    return bytes(body[:ANSWER_BYTES_MAX]).decode("utf-8", "replace")
 
 
 def newest_entries(text: str, bytes_max: int) -> tuple[str, tuple[str, ...]]:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import re
 import socket
-import ssl
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import ssl
 
 HEAD_BYTES_MAX = 65_536
 _RECEIVE_BYTES = 65_536

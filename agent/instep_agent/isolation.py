@@ -30,7 +30,7 @@ import msgspec
 
 from instep_agent import child as process
 from instep_agent.announce import Progress
-from instep_agent.columns import Series
+from instep_agent.columns import Series, compacted
 from instep_agent.node import Node, Source
 from instep_agent.turn import Turn, unpacked
 
@@ -328,8 +328,9 @@ class Children:
                 turn = Turn(source=child.asked, outcome="failed", detail=f"An answer of child {child.name}: {error}.")
             del child.rest[: 4 + size_bytes]
             if turn.source in child.sources:
-                if turn.series is not None:
-                    child.series[turn.source] = turn.series
+                if turn.series is not None and turn.series is not child.series.get(turn.source):
+                    turn = msgspec.structs.replace(turn, series=compacted(turn.series))
+                    child.series[turn.source] = turn.series or ()
                 self._ready.append(turn)
             if not turn.is_push and turn.source == child.asked:
                 child.asked, child.is_new = "", False

@@ -12,7 +12,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import msgspec
@@ -155,6 +154,8 @@ def take_dumps(node: Node, run: str, attempt: int, recorder_files: RecorderFiles
     """Give evidence of every rank that has a record of that attempt on this node: record with collectives, stacks,
     flight recorder.
     """
+    from concurrent.futures import ThreadPoolExecutor  # for an order, which is rare
+
     if not is_folder_name(run) or attempt < 0:
         return ()
     found = tuple(_records(node, run, attempt))

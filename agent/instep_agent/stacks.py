@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -38,6 +37,8 @@ def stacks_of(pid: int, *, timeout_seconds: float = 2.0) -> tuple[ThreadStack, .
     The process is not paused: a stopped one must stay stopped as it is, and a healthy one must not lose time. So the
     frames of a running thread may be a mixture of two moments.
     """
+    import subprocess  # for an order, which is rare
+
     command = [_py_spy(), "dump", "--nonblocking", "--json", "--pid", str(pid)]
     try:
         done = subprocess.run(

@@ -38,7 +38,7 @@ class Mounts:
     name = "mounts"
     interval_seconds = 30.0
     deadline_seconds = 5.0
-    child = "mounts"
+    child = "slow"
     rights = "sees the node's mounts: in a container the node's /proc, and its file systems beneath `root`"
     metrics = (
         gauge("instep_mount_size_bytes", "Size of the file system, from statvfs."),

@@ -78,7 +78,7 @@ class NcclRas:
     name = "nccl_ras"
     interval_seconds = 10.0
     deadline_seconds = 12.0
-    child = "nccl"
+    child = "slow"
     rights = (
         "connects to loopback ports; for ranks in another network namespace it needs CAP_SYS_ADMIN, CAP_SYS_PTRACE and "
         "the node's pid namespace"

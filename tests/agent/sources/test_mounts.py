@@ -160,7 +160,7 @@ def test_a_call_that_holds_the_whole_process_up_costs_the_child_only(tmp_path):
             clock.seconds += 0.5
     finally:
         runner.close()
-    assert (events[0].kind, events[0].fields["child"]) == ("source_stuck", "mounts")
+    assert (events[0].kind, events[0].fields["child"]) == ("source_stuck", "slow")
     assert events[0].fields["call"] in ("", "statvfs /data/set one")
 
 
