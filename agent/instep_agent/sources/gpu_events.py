@@ -37,13 +37,13 @@ _NO_INSTANCE = 0xFFFFFFFF
 class GpuEvents:
     """Xid, ECC, poison, retirement and recovery events of every GPU, from an NVML event set.
 
-    `watch` waits for the driver to say something, so a fact leaves within milliseconds; `collect` sees to it once a
-    second that the set is there, and takes what nobody waited for. The kernel log carries the same Xid as a line: who
+    `watch` waits for the driver to say something, so a fact leaves within milliseconds; `collect` sees to it every five
+    seconds that the set is there, and takes what nobody waited for. The kernel log carries the same Xid as a line: who
     puts both together has PCI address, code and time for it. NVML does not tell what happened before the set was made.
     """
 
     name = "gpu_events"
-    interval_seconds = 1.0
+    interval_seconds = 5.0
     deadline_seconds = 5.0
     child = "nvml"
     rights = "opens /dev/nvidiactl and /dev/nvidia*: everybody may, in a container the NVIDIA runtime gives them"

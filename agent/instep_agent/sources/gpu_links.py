@@ -71,13 +71,13 @@ _FABRIC_COMPLETED = 3
 class GpuLinks:
     """State and errors of every NVLink, and the state of the fabric, from NVML.
 
-    Every 10 s: errors count up and stay, and a link that fails while a job uses it comes as an event at once. Frames
+    Every 30 s: errors count up and stay, and a link that fails while a job uses it comes as an event at once. Frames
     carry every link; the page shows the sum and the worst link of each GPU. A sum is left out while one of the links
     that it had before cannot be read, since it would seem to fall.
     """
 
     name = "gpu_links"
-    interval_seconds = 10.0
+    interval_seconds = 30.0
     deadline_seconds = 5.0
     child = "nvml"
     rights = "opens /dev/nvidiactl and /dev/nvidia*: everybody may, in a container the NVIDIA runtime gives them"
