@@ -183,12 +183,19 @@ def _stuck(history: History, graph: WaitGraph) -> Finding | None:
         is_tied=is_tied,
         evidence=(
             *([_HIDDEN] if is_hidden else []),
+            *([_alone_words(first)] if is_tied and first and len(graph.waits) == 1 else []),
             *in_short([_culprit_line(history, graph, rank) for rank in culprits if rank in history.ranks], "ranks"),
             *wait_lines(graph, ops),
             *about(history),
         ),
     )
     return placed(finding, first, graph)
+
+
+def _alone_words(op: OpenOp) -> str:
+    """What is not seen from the dumps of a pipeline over gloo: whether the one is ahead, or the others are behind."""
+    rank = op.waiting[0]
+    return f"Rank {rank} waits alone: if its {op.op or 'operation'} is one call too many, rank {rank} is to blame."
 
 
 def _may_hide(history: History, host: Sequence[int]) -> bool:
@@ -343,5 +350,6 @@ def _symmetric(history: History, graph: WaitGraph) -> Finding | None:
 def _nothing(history: History, graph: WaitGraph) -> Finding:
     is_hang = bool(graph.ops)
     words = "Ranks wait, and the evidence names nobody." if is_hang else "Nothing on record waits: no hang is seen."
-    lines = (*wait_lines(graph), *about(history))
+    may_hide = any(one.has_hidden_transfers or one.has_idle_groups for one in history.ranks.values())
+    lines = (*([_HIDDEN] if may_hide else []), *wait_lines(graph), *about(history))
     return Finding((), StuckAt.UNKNOWN, Cause.UNKNOWN, words, 0.0, lines, is_hang=is_hang, waiting=waiting(graph, ()))

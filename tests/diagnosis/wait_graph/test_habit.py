@@ -132,6 +132,7 @@ def test_a_call_sooner_after_the_one_before_than_ever_is_one_too_many(guilty):
 def test_a_call_in_its_usual_time_accuses_those_that_have_not_called(gap_ns):
     finding = localise(assemble(dict(enumerate(pipeline_of_gloo(stages=4, guilty=1, gap_ns=gap_ns)))))
     assert (finding.culprits, finding.is_tied) == ((0, 2, 3), True)
+    assert any("one call too many, rank 1 is to blame" in line for line in finding.evidence)
 
 
 def test_without_times_nothing_is_too_early():

@@ -15,6 +15,7 @@ from instep_trainer.benchmarks.diagnosis.campaign import (
     FIRST_LAYOUTS,
     KIND,
     LAYOUTS,
+    LOST_MAX,
     PAIR_KIND,
     WAITING_KINDS,
     Case,
@@ -114,6 +115,12 @@ def test_workers_hand_on_every_case_and_one_that_dies_costs_its_job_alone():
     cases = list(carry_out(lambda running: next(given, None), work, workers=2))
     found = sorted((case["seed"], case.get("fault", case.get("outcome"))) for case in cases)
     assert found == [(1, "a"), (1, "b"), (2, "a"), (2, "lost"), (3, "c"), (4, "d")]
+
+
+def test_workers_that_always_die_end_the_campaign():
+    cases = list(carry_out(lambda running: Order(7, "ddp", ("die",)), work, workers=4))
+    assert LOST_MAX < len(cases) <= LOST_MAX + 4
+    assert {case["outcome"] for case in cases} == {"lost"}
 
 
 def one_step(layout: str, seed: int):

@@ -25,6 +25,8 @@ CALL_KINDS = ("skip", "extra", "wrong-op", "swap")
 FIRST_LAYOUTS = ("ddp", "fsdp", "tp", "pp")
 """Filled first, up to `CELL_CASES`: what most jobs are."""
 LAYOUTS = (*FIRST_LAYOUTS, "tp-dp", "ep", "pp-dp-tp")
+LOST_MAX = 20
+"""Workers that may die in one campaign: more of them are a fault of the machine, or of the benchmark."""
 CELL_CASES = 10
 """Of each fault in each layout, before the other layouts have their turn."""
 WAITING_MAX = 6
@@ -149,12 +151,13 @@ def carry_out(
     """The cases of jobs as they come, from so many workers at once, until there are no more orders.
 
     `orders` is asked for the next job whenever a worker is free, and told which run. A worker that dies costs its job,
-    and another one takes its place.
+    and another one takes its place, up to `LOST_MAX` times.
     """
     context = multiprocessing.get_context("spawn")
     crew = [_begin(context, work) for _ in range(max(1, workers))]
+    lost = 0
     try:
-        while True:
+        while lost <= LOST_MAX:
             for worker in crew:
                 if worker.order is None:
                     worker.order = orders([other.order for other in crew if other.order is not None])
@@ -169,6 +172,7 @@ def carry_out(
                     said = worker.pipe.recv()
                 except (EOFError, OSError):
                     yield {"kind": "worker", "seed": worker.order.seed if worker.order else 0, "outcome": "lost"}
+                    lost += 1
                     worker.process.join()
                     crew[crew.index(worker)] = _begin(context, work)
                     continue
