@@ -91,6 +91,11 @@ class LinkWatch:
         return self._is_up is True
 
     @property
+    def was_seen(self) -> bool:
+        """Whether any look could tell its state."""
+        return self._is_up is not None
+
+    @property
     def waits(self) -> bool:
         """Whether the counter should be read again after the next look."""
         return self._waits

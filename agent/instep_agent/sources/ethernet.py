@@ -15,6 +15,7 @@ from instep_agent.held_files import HeldFiles, names_in, text_of
 from instep_agent.metric import Metric, counter, gauge
 from instep_agent.node import Fact, Node, Reading
 from instep_agent.rdma import Labels, sample
+from instep_agent.sight import check_listable
 
 CLASS = "sys/class/net"
 INTERFACES_MAX = 64
@@ -120,6 +121,7 @@ class Ethernet:
             self._list(folder, names)
             self._names, self._list_due_ns = names, node.monotonic_ns() + int(LIST_SECONDS * 1e9)
         if not self._interfaces:
+            check_listable(folder)
             raise Absent(f"{folder} shows no interface with a device of its own.")
         for watched in self._interfaces.values():
             reset: list[str] = []

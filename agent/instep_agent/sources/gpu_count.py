@@ -8,7 +8,9 @@ from instep_agent.errors import Absent
 from instep_agent.gpu_files import gpus_of
 from instep_agent.metric import gauge
 from instep_agent.node import Node
+from instep_agent.pci import DEVICES
 from instep_agent.pci_places import nvidia_gpus
+from instep_agent.sight import check_listable, check_readable
 from instep_agent.wire import Sample
 
 
@@ -31,6 +33,10 @@ class GpuCount:
 
     def collect(self, node: Node) -> Iterator[Sample]:
         """Yield the counts. Raise `Absent` where there is no GPU and none is expected."""
+        for folder in (node.driver / "nvidia/gpus", node.root / DEVICES):
+            check_listable(folder)
+        check_readable((node.driver / "nvidia/gpus").glob("*/information"))
+        check_readable((node.root / DEVICES).glob("*/class"))
         counts = {"driver": len(gpus_of(node)), "pci": len(nvidia_gpus(node.root / "sys"))}
         if self._expected_gpus:
             counts["expected"] = self._expected_gpus

@@ -8,6 +8,7 @@ from instep_agent.errors import Absent
 from instep_agent.gpu_files import gpus_of
 from instep_agent.metric import Metric
 from instep_agent.node import Node
+from instep_agent.sight import check_listable, check_readable
 from instep_agent.wire import GpuReport
 
 
@@ -28,6 +29,8 @@ class GpuInventory:
     def collect(self, node: Node) -> Iterator[GpuReport]:
         """Yield one report per GPU. Raise `Absent` on a node without the NVIDIA driver."""
         folder = node.driver / "nvidia/gpus"
+        check_listable(folder)
         if not folder.is_dir():
             raise Absent(f"{folder} does not exist: no NVIDIA driver is loaded.")
+        check_readable(sorted(folder.glob("*/information")))
         yield from gpus_of(node)

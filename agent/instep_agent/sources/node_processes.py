@@ -10,6 +10,7 @@ from instep_agent.metric import gauge
 from instep_agent.node import Node
 from instep_agent.pci_places import has_nvswitch
 from instep_agent.processes import name_and_state, process_ids
+from instep_agent.sight import check_readable
 from instep_agent.wire import Sample
 
 STATES = ("running", "sleeping", "uninterruptible", "stopped", "zombie")
@@ -47,6 +48,8 @@ class NodeProcesses:
                 "the agent's pod."
             ) from error
         looks = [look for pid in numbers if (look := name_and_state(pid, node.proc)) is not None]
+        if not looks:
+            check_readable(node.proc / str(pid) / "stat" for pid in numbers)
         by_state = Counter(state for _, state in looks)
         for state in STATES:
             yield Sample(name="instep_node_processes", labels=(("state", state),), value=float(by_state[state]))

@@ -14,6 +14,7 @@ from instep_agent.metric import counter, gauge
 from instep_agent.node import Fact, Node, Reading
 from instep_agent.pci import Kind, PciDevice
 from instep_agent.rdma import Labels, sample
+from instep_agent.sight import check_listable, check_readable
 
 DEVICES_MAX = 256
 LIST_SECONDS = 60.0
@@ -96,6 +97,8 @@ class Pcie:
             yield from self._list(node)
             self._names, self._list_due_ns = names, node.monotonic_ns() + int(LIST_SECONDS * 1e9)
         if not self._watched:
+            check_listable(node.root / pci.DEVICES)
+            check_readable(node.root / pci.DEVICES / name / "class" for name in names)
             raise Absent(f"{node.root / pci.DEVICES} shows no GPU, HCA or network card.")
         for address, watched in self._watched.items():
             yield sample("instep_pcie_device_info", (*watched.labels, ("kind", watched.device.kind.value)), 1)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from instep_agent.errors import Absent, RankRecordError, RecordInvalid
+from instep_agent.errors import Absent, RankRecordError, RecordInvalid, SourceFailed
 from instep_agent.folders import ENTRIES_MAX, FOLDER_FLAGS, Folder, inode, names, newest_names
 from instep_agent.metric import gauge
 from instep_agent.node import Node
@@ -63,6 +63,8 @@ class _Refused:
 
     retry_ns: int
     wait_seconds: float
+    is_forbidden: bool
+    """It may be sound; the rights to read it are lacking."""
 
 
 class RankRecords:
@@ -106,7 +108,10 @@ class RankRecords:
         self._next_discovery_ns = 0
 
     def collect(self, node: Node) -> Iterator[RankReport | Sample]:
-        """Yield a report for each rank, then how many there are. Raise `Absent` when no rank has a record here."""
+        """Yield a report for each rank, then how many there are.
+
+        Raise `Absent` when no rank has a record here, `SourceFailed` when the rights are lacking to read them all.
+        """
         now_ns = node.monotonic_ns()
         if now_ns >= self._next_discovery_ns:
             self._next_discovery_ns = now_ns + int(self.discovery_interval_seconds * 1e9)
@@ -115,6 +120,9 @@ class RankRecords:
         yield Sample(name="instep_rank_records", labels=(), value=float(len(self._watched)))
         yield Sample(name="instep_rank_records_invalid", labels=(), value=float(self._invalid))
         yield Sample(name="instep_rank_records_late", labels=(), value=float(len(self._late)))
+        forbidden = sum(refused.is_forbidden for refused in self._refused.values())
+        if forbidden:
+            raise SourceFailed(f"{forbidden} rank records may not be read: run the agent as root, or as their owner.")
 
     def close(self) -> None:
         """Close every record."""
@@ -172,6 +180,9 @@ class RankRecords:
         root = node.record_root / node.name
         try:
             descriptor = os.open(root, FOLDER_FLAGS)
+        except PermissionError as error:
+            self.close()
+            raise SourceFailed(f"Cannot look into {root} (permission denied): run the agent as root.") from error
         except OSError as error:
             self.close()
             raise Absent(f"{root} does not exist: no rank has written a record on this node.") from error
@@ -211,10 +222,12 @@ class RankRecords:
             return False
         try:
             reader = _opened(place, name, folder, node)
-        except RankRecordError:
+        except RankRecordError as error:
             wait_seconds = refused.wait_seconds * 2 if refused else self.discovery_interval_seconds
             wait_seconds = min(wait_seconds, REFUSED_RETRY_SECONDS_MAX)
-            self._refused[place] = _Refused(now_ns + int(wait_seconds * 1e9), wait_seconds)
+            self._refused[place] = _Refused(
+                now_ns + int(wait_seconds * 1e9), wait_seconds, isinstance(error.__cause__, PermissionError)
+            )
             return False
         self._refused.pop(place, None)
         header = reader.header

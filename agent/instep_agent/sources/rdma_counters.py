@@ -13,6 +13,7 @@ from instep_agent.metric import counter, gauge
 from instep_agent.node import Fact, Node, Reading
 from instep_agent.rdma import Hca, Hcas, Labels, Port, class_folder, sample
 from instep_agent.rdma_counter_table import BY_FILE, COUNTERS
+from instep_agent.sight import check_readable
 from instep_agent.wire import Sample
 
 FOLDERS = ("counters", "hw_counters")
@@ -97,10 +98,13 @@ class RdmaCounters:
         self._files = HeldFiles() if files is None else files
         self._hcas = Hcas()
         self._ports: dict[tuple[str, str], _Watched] = {}
+        self._read_total = 0
+        """Counters that gave a number in this turn."""
 
     def collect(self, node: Node) -> Iterator[Reading]:
         """Yield the ports' counters and what happened to them. Raise `Absent` on a node without RDMA adapters."""
         here = self._hcas.look(node)
+        self._read_total = 0
         known = {*(hca.name for hca in here), *(hca.name for hca in self._hcas.gone())}
         for key in [key for key in self._ports if key[0] not in known]:
             del self._ports[key]
@@ -113,6 +117,8 @@ class RdmaCounters:
             if not hca.is_virtual_function:
                 for port in hca.ports:
                     yield from self._port(hca, port, node)
+        if self._read_total == 0:
+            check_readable(file.path for watched in self._ports.values() for file in watched.files)
 
     def _port(self, hca: Hca, port: Port, node: Node) -> Iterator[Reading]:
         watched = self._ports.get((hca.name, port.number))
@@ -141,6 +147,7 @@ class RdmaCounters:
             if value is None:
                 unreadable += 1
                 continue
+            self._read_total += 1
             yield Sample(name=file.name, labels=file.labels, value=value * file.scale)
             step = watched.memory.observe(file.key, value, file.maximum)
             if step.is_reset:
@@ -152,7 +159,8 @@ class RdmaCounters:
         if reset:
             watched.resets_total += 1
             yield _reset_fact(hca, port, "cleared", reset, node)
-        yield from _summary(port, watched, blind, unreadable)
+        is_any_read = unreadable < len(watched.files)
+        yield from _summary(port, watched, blind if is_any_read else None, unreadable)
 
     def _value(self, file: _File, watched: _Watched, now_ns: int) -> int | None:
         if file.retry_ns > now_ns:
@@ -197,11 +205,13 @@ def _list_again(watched: _Watched, port: Port, now_ns: int) -> None:
     watched.files = [kept.get(file.path, file) for file in files]
 
 
-def _summary(port: Port, watched: _Watched, blind: set[str], unreadable: int) -> Iterator[Reading]:
-    watched.was_blind |= blind
-    for key in sorted(watched.was_blind):
-        yield sample("instep_rdma_count_blind", (("counter", key), *port.labels), key in blind)
-    yield sample("instep_rdma_counters_blind", port.labels, len(blind))
+def _summary(port: Port, watched: _Watched, blind: set[str] | None, unreadable: int) -> Iterator[Reading]:
+    """Yield what the port's counters say of themselves; `blind` is None where none of them could be read."""
+    if blind is not None:
+        watched.was_blind |= blind
+        for key in sorted(watched.was_blind):
+            yield sample("instep_rdma_count_blind", (("counter", key), *port.labels), key in blind)
+        yield sample("instep_rdma_counters_blind", port.labels, len(blind))
     yield sample("instep_rdma_counters_unreadable", port.labels, unreadable)
     yield sample("instep_rdma_count_resets_total", port.labels, watched.resets_total)
     for what, count in watched.errors.items():

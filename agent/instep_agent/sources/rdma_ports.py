@@ -13,6 +13,7 @@ from instep_agent.metric import counter, gauge
 from instep_agent.network_roles import Evidence, Role, default_route_interfaces, role_of
 from instep_agent.node import Fact, Node, Reading
 from instep_agent.rdma import Hca, Hcas, Port, class_folder, facts_of, sample
+from instep_agent.sight import check_readable
 
 LOSSES_SECONDS = 10.0
 """So often the counter of losses is read, which a device answers and not the kernel's memory; and after each change."""
@@ -101,6 +102,8 @@ class RdmaPorts:
                 yield from self._port(hca, port, node)
         for hca in self._hcas.gone():
             yield sample("instep_rdma_device_present", (("device", hca.name),), 0)
+        if not any(watched.watch.was_seen for watched in self._ports.values()):
+            check_readable(f"{port.path}/state" for hca in here for port in hca.ports)
 
     def _forget(self, known: set[str]) -> None:
         for key in [key for key in self._ports if key[0] not in known]:
@@ -144,7 +147,8 @@ class RdmaPorts:
             "role": watched.role.value,
         }
         yield sample("instep_rdma_port_info", tuple(info.items()), 1)
-        yield sample("instep_rdma_port_downs_total", port.labels, watched.watch.downs_total)
+        if watched.watch.was_seen:  # of a port whose state nobody may read, 0 would say that it was never down
+            yield sample("instep_rdma_port_downs_total", port.labels, watched.watch.downs_total)
 
     def _text(self, path: str) -> str:
         """Give what stands in a file, empty where it cannot be read now: one bad file loses no other one."""
