@@ -102,6 +102,8 @@ class _Watch:
         self._injected = 0
         self._told: dict[str, float] = {}
         self._in_spool = 0
+        self._made_first = 0
+        """Frames that the first agent made: the last of them may be among those that were given up."""
         self._left: list[tuple[int, int, int]] = []
         """For each kill: acknowledged before, in the spool, and told until then."""
 
@@ -119,6 +121,9 @@ class _Watch:
         for kind in ("samples", "events", "torn"):
             self._told[kind] = value_of(page, f'instep_agent_spool_dropped_total{{kind="{kind}"}}') or 0.0
         self._in_spool = int(value_of(page, "instep_agent_spool_frames") or 0)
+        if not self.found.kills:
+            sent = int(value_of(page, "instep_agent_uplink_sent_total") or 0)
+            self._made_first = sent + self._in_spool + int(sum(self._told.values()))
         return self._in_spool
 
     def wait(self, until_seconds: float) -> None:
@@ -174,7 +179,7 @@ class _Watch:
         found.is_in_order = places == sorted(places) and order == sorted(order)
         found.frames, found.again = len(places), len(came) - len(places)
         found.refused_again = int(self.relay.server.counted("ingest_frames_duplicate_total"))
-        missing = missing_between(places)
+        missing = missing_between([*places, (0, self._made_first)])
         found.missing = len(missing)
         found.is_oldest_first = is_oldest_first(missing, came[came_before:])
         for came_then, in_spool, told_then in self._left:
