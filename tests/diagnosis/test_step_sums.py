@@ -85,7 +85,7 @@ def test_the_slowdown_is_what_the_job_would_gain(cause):
 @pytest.mark.parametrize("unevenness", [0.0, 0.1, 0.2])
 @pytest.mark.parametrize("ranks", [4, 32])
 def test_pauses_are_taken_for_as_long_as_they_are_and_cost_what_the_job_would_gain(unevenness, ranks):
-    """Also where micro-batches differ, so that few pauses hit the longest, and where the last of many columns counts."""
+    """Also where micro-batches differ, so that few pauses hit the longest, and where many columns wait."""
     found, wanted, gains = [], [], []
     for seed in range(12):
         faults = [Fault("gc_pause", severity=0.2), Fault("seq_imbalance", severity=unevenness)]
