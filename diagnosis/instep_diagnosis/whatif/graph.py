@@ -112,7 +112,8 @@ def _slots(ordered: list[list[int]], waits: list[set[int]], finals: list[int]) -
     ending: list[list[int]] = [[] for _ in range(len(ordered) + 1)]
     for op, node in enumerate(last_use):
         ending[node].append(op)
-    slot_O, free, count = np.zeros(len(waits), dtype=np.int32), [], 0
+    slot_O, count = np.zeros(len(waits), dtype=np.int32), 0
+    free: list[int] = []
     for node, group in enumerate(ordered):
         for op in group:
             if not free:
