@@ -34,6 +34,18 @@ class NodeRing:
     next_row: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One series over a stretch of time, oldest first."""
+
+    name: str
+    labels: dict[str, str]
+    times: npt.NDArray[np.float64]
+    """Monotonic."""
+    values: Floats
+    """NaN where there was no reading."""
+
+
 class HotWindow:
     """Rings by node, and the dictionaries that name their columns."""
 
@@ -94,6 +106,28 @@ class HotWindow:
                 order = order[~np.isnan(ring.at_T[order])]
                 return ring.at_T[order], ring.values_TS[order, column]
         return np.empty(0), np.empty(0, np.float32)
+
+    def readings(self, node: str, names: frozenset[str], *, since: float, until: float) -> list[Reading]:
+        """Return the series of these names over a stretch; those without any reading in it are left out."""
+        ring = self._rings.get(node)
+        if ring is None:
+            return []
+        order = np.roll(np.arange(self._ticks), -ring.next_row)
+        at_T = ring.at_T[order]
+        order = order[(at_T >= since) & (at_T <= until)]  # A row that was not written yet is NaN: false.
+        times = ring.at_T[order]
+        columns = np.array(
+            [column for column, (name, _) in enumerate(ring.dictionary.series) if name in names], np.intp
+        )
+        values_TS = ring.values_TS[order[:, None], columns]
+        known_TS = ~np.isnan(values_TS)
+        found = []
+        for place, column in enumerate(columns):
+            known_T = known_TS[:, place]
+            if known_T.any():
+                name, labels = ring.dictionary.series[int(column)]
+                found.append(Reading(name, dict(labels), times[known_T], values_TS[known_T, place]))
+        return found
 
     def latest(self, node: str) -> dict[str, float]:
         """Return the newest reading of each series by its text form, without those that had none."""

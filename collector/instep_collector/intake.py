@@ -73,7 +73,8 @@ class Intake:
         self._clock = clock
         self._journal = journal
         self._registry = registry
-        self._window = window
+        self.window = window
+        """The last minutes of every node's samples."""
         self._facts = facts
         self._deliveries = Deliveries()
         self.wake = asyncio.Event()
@@ -92,7 +93,7 @@ class Intake:
         if self._deliveries.is_seen(frame):
             self.duplicates_total += 1
             return frame.sequence
-        self._window.check(frame.dictionary_hash, frame.values)
+        self.window.check(frame.dictionary_hash, frame.values)
         await self._journal.append(RecordKind.FRAME, self._clock.realtime(), raw)
         self._apply_frame(frame, self._clock.monotonic(), self._clock.realtime())
         return frame.sequence
@@ -103,7 +104,7 @@ class Intake:
             dictionary = _dictionaries.decode(raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Refused(400, f"The body is not a dictionary: {error}.") from error
-        self._window.learn(dictionary)
+        self.window.learn(dictionary)
         await self._journal.append(RecordKind.DICTIONARY, self._clock.realtime(), raw)
 
     async def take_report(self, raw: bytes, principal: Principal) -> str | int:
@@ -154,7 +155,7 @@ class Intake:
                 if not self._deliveries.is_seen(frame):
                     self._apply_frame(frame, at, record.realtime)
             elif record.kind == RecordKind.DICTIONARY:
-                self._window.learn(_dictionaries.decode(record.payload))
+                self.window.learn(_dictionaries.decode(record.payload))
             elif record.kind == RecordKind.REPORT:
                 self._apply_report(*control.read_report(record.payload), at, record.realtime)
             elif record.kind == RecordKind.NODE_DUMP:
@@ -169,8 +170,8 @@ class Intake:
         self._deliveries.mark(frame)
         self.frames_total += 1
         at -= self._deliveries.delay_seconds(frame, at)
-        if self._window.knows(frame.dictionary_hash):
-            self._window.write(frame.node, frame.dictionary_hash, frame.values, at=at)
+        if self.window.knows(frame.dictionary_hash):
+            self.window.write(frame.node, frame.dictionary_hash, frame.values, at=at)
         self._registry.see_node(
             frame.node,
             cluster=frame.cluster,

@@ -18,6 +18,7 @@ from instep_agent.wire import GpuReport
 from instep_diagnosis.bundles import EvidenceBundle
 from instep_diagnosis.detectors.stall import Stall
 from instep_diagnosis.evidence import JobState
+from instep_diagnosis.node_readings import with_readings
 from instep_diagnosis.settings import CrashSettings, HangSettings, StragglerSettings
 
 from instep_collector import judging
@@ -26,6 +27,7 @@ from instep_collector.clock import Clock
 from instep_collector.facts import FactBook
 from instep_collector.intake import Intake
 from instep_collector.metrics import Metrics
+from instep_collector.node_places import readings_of
 from instep_collector.registry import Registry, RunState
 from instep_collector.sink import Finding, Sink
 from instep_collector.store import nodes as node_queries
@@ -73,6 +75,7 @@ class Watch:
         self._registry = registry
         self._facts = facts
         self._intake = intake
+        self._window = intake.window
         self._store = store
         self._sink = sink
         self._settings = settings
@@ -162,9 +165,11 @@ class Watch:
         steps = judging.job_steps(run, board)
         job = self._job_state(run, board, now) if steps.steps else None
         if job is not None:
-            bundle = EvidenceBundle(steps=steps, straggler=self._settings.straggler)
             verdicts = await self._judge(job, lambda: judging.stragglers(steps, self._settings.straggler))
-            self._sink.straggling(run, board, [Finding(run, board, bundle, verdict) for verdict in verdicts])
+            readings = readings_of(verdicts, board, self._registry, self._window, now=now)
+            bundle = EvidenceBundle(steps=steps, straggler=self._settings.straggler, readings=readings)
+            found = [Finding(run, board, bundle, with_readings(verdict, readings)) for verdict in verdicts]
+            self._sink.straggling(run, board, found)
 
     def _look_at_facts(self, now: float) -> None:
         fresh = self._facts.take_fresh(now, self._gpus(self._facts.fresh_nodes()))

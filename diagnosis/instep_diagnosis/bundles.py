@@ -10,6 +10,7 @@ from instep_diagnosis.detectors.hang import localise_hang
 from instep_diagnosis.detectors.stall import Stall
 from instep_diagnosis.detectors.straggler import detect_stragglers
 from instep_diagnosis.evidence import JobState, JobSteps, NodeFact
+from instep_diagnosis.node_readings import NodeReadings, with_readings
 from instep_diagnosis.settings import CrashSettings, HangSettings, StragglerSettings
 from instep_diagnosis.verdict import Verdict
 
@@ -28,6 +29,8 @@ class EvidenceBundle:
     """For a hang, and for a crash (without `stall`)."""
     steps: JobSteps | None = None
     """For stragglers."""
+    readings: dict[int, NodeReadings] = field(default_factory=dict)
+    """Slow rank → what its node said of itself meanwhile."""
     facts: tuple[NodeFact, ...] = ()
     """For a fault of a GPU that no job is part of."""
     hang: HangSettings = field(default_factory=HangSettings)
@@ -44,5 +47,6 @@ def diagnose(bundle: EvidenceBundle) -> tuple[Verdict, ...]:
         crash = judge_crash(bundle.job, bundle.crash)
         return () if crash is None else (crash,)
     if bundle.steps is not None:
-        return tuple(detect_stragglers(bundle.steps, bundle.straggler))
+        found = detect_stragglers(bundle.steps, bundle.straggler)
+        return tuple(with_readings(verdict, bundle.readings) for verdict in found)
     return tuple(detect_gpu_faults(bundle.facts))

@@ -44,6 +44,10 @@ class Cause(StrEnum):
     STARVED = "starved"
     """Runnable, but without a core."""
     DATA = "data"
+    THERMAL = "thermal"
+    """The GPU's clocks are held for heat, and its peers' are not."""
+    POWER_CAP = "power-cap"
+    """The GPU's clocks are held for power, and its peers' are not."""
     UNKNOWN = "unknown"
 
 
@@ -97,7 +101,7 @@ class Evidence:
     rank: int | None = None
     source: str = ""
     """Where it was seen: `rank-record`, `process-state`, `stack`, `flight-recorder`, `kernel-log`, `nvml`, `job-log`,
-    `nccl-ras`, `supervisor`."""
+    `nccl-ras`, `supervisor`, `node-readings`."""
     age_seconds: float | None = None
     """Before the moment of the verdict."""
     fields: dict[str, str | int | float | bool | None] = field(default_factory=dict)

@@ -19,6 +19,8 @@ NEXT: dict[Cause, str] = {
     Cause.SLOW_STALL: "The rank waits inside its own work: look at its stack and its node's storage and host.",
     Cause.STARVED: "Other processes take the rank's CPU: check limits and neighbours on the node.",
     Cause.DATA: "Check the data loader and the storage it reads from.",
+    Cause.THERMAL: "Check fans, inlet temperature and heat sink of the GPU; take the node out until it is cool.",
+    Cause.POWER_CAP: "Compare the GPU's power limit with its peers' and set it back, or check the power supplies.",
     Cause.UNKNOWN: "Look at the evidence and the ranks' logs: the cause could not be told.",
 }
 

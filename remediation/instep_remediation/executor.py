@@ -67,8 +67,10 @@ class Executor:
         return order
 
     def _is_automatic(self, session: Session, plan: Plan) -> bool:
-        """Whether the policy approves what is about nodes: never in a drill, which is about a healthy node."""
-        is_allowed = self._policy.nodes.drain == "auto" and not plan.is_drill
+        """Whether the policy approves what is about nodes: never in a drill, which is about a healthy node, and never
+        for a slow rank, whose job goes on.
+        """
+        is_allowed = self._policy.nodes.drain == "auto" and not plan.is_drill and not plan.is_of_straggler
         return is_allowed and self._nodes.is_changing and not breaker.is_open(session)
 
     def _order(self, session: Session, plan: Plan, action: Restart) -> OrderRow:

@@ -24,6 +24,8 @@ class Plan:
     """Why these actions, and why not others."""
     is_drill: bool = False
     """Its cause was made on purpose: about nodes nothing is done without approval, whatever the policy says."""
+    is_of_straggler: bool = False
+    """Its cause slows a job and stops none: likewise."""
 
     @property
     def restart(self) -> Restart | None:
@@ -61,7 +63,16 @@ def make_plan(incident: str, verdict: Verdict, policy: Policy, budget: JobBudget
         actions.extend(DrainNode(node, verdict.summary) for node in nodes if node not in budget.nodes_proposed)
     actions.append(Notify(incident))
     reason = " ".join(reasons)
-    return Plan(incident, verdict.job, verdict.run, verdict.attempt, tuple(actions), reason, verdict.is_drill)
+    return Plan(
+        incident,
+        verdict.job,
+        verdict.run,
+        verdict.attempt,
+        tuple(actions),
+        reason,
+        verdict.is_drill,
+        is_of_straggler=verdict.kind is Kind.STRAGGLER,
+    )
 
 
 def nodes_at_fault(verdict: Verdict, policy: Policy) -> tuple[str, ...]:
@@ -104,6 +115,7 @@ NOTES = {
     "auto": "carried out by itself, within the guards",
     "hand": "asked for by hand",
     "drill": "waits for approval: a drill drains nothing by itself",
+    "straggler": "waits for approval: a slow rank drains nothing by itself",
 }
 """What happens to a node action, by the policy's `nodes.drain`, or in a drill."""
 
@@ -116,7 +128,8 @@ def describe(plan: Plan, mode: str = "propose") -> str:
       1. drain node node-b: Xid 79 [proposed: nodes are watch-only]
     """
     reason = labelled(plan.reason, is_drill=plan.is_drill)
-    mode = "drill" if plan.is_drill and mode == "auto" else mode
+    if mode == "auto" and (plan.is_drill or plan.is_of_straggler):
+        mode = "drill" if plan.is_drill else "straggler"
     lines = [f"Plan for incident {plan.incident}: {reason}" if plan.incident else f"Plan: {reason}"]
     for number, action in enumerate(plan.actions, 1):
         note = f" [{NOTES[mode]}]" if action.is_about_nodes else ""
