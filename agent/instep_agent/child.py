@@ -46,6 +46,7 @@ WATCH_SECONDS_MAX = 1.0
 REAP_SECONDS_MAX = 1.0
 """At its end the keeper waits so long for children that it killed."""
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 
 log = logging.getLogger("instep.agent.child")
 
@@ -102,8 +103,7 @@ def fork_keeper(node: Node, groups: Groups) -> tuple[int, socket.socket]:
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     agent = os.getpid()
     gc.collect()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)  # what starting has left free would be had by every process
+    _be_sparing()
     gc.freeze()  # a collection would write to every object, and so unshare its page
     pid = os.fork()
     if pid == 0:
@@ -111,6 +111,15 @@ def fork_keeper(node: Node, groups: Groups) -> tuple[int, socket.socket]:
     its.close()
     ours.setblocking(False)
     return pid, ours
+
+
+def _be_sparing() -> None:
+    """Have the C library give back what is free, now and later; one that cannot (musl) does so by itself."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.mallopt(_M_ARENA_MAX, 1)  # each thread would get its own
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 16)  # a page of /metrics goes back whole; by default only the first does
+        libc.malloc_trim(0)  # what starting has left free would be had by every process
 
 
 def _run_forked(name: str, parent: int, descriptor: int, run: Callable[[socket.socket], object]) -> None:

@@ -6,10 +6,8 @@ import argparse
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -178,10 +176,10 @@ def run(config: AgentConfig, node: Node) -> int:
     if not (config.server_url or config.listen):
         raise ConfigurationInvalid("The agent would tell nobody: give --server URL, --listen HOST:PORT, or --once.")
     stop = threading.Event()
-    temporary = "" if config.spool_folder else tempfile.mkdtemp(prefix="instep-agent-")
+    temporary = "" if config.spool_folder else _temporary_folder()
     with contextlib.ExitStack() as parts:
         if temporary:
-            parts.callback(shutil.rmtree, temporary, ignore_errors=True)
+            parts.callback(_remove_folder, temporary)
         uplink = _new_uplink(config, Path(config.spool_folder or temporary)) if config.server_url else None
         runner = _new_runner(config, node, uplink)  # forks: before anything below starts a thread
         parts.callback(runner.close)
@@ -203,6 +201,18 @@ def run(config: AgentConfig, node: Node) -> int:
             helper.start()
             parts.callback(helper.close)
         return _watch(runner, uplink, stop)
+
+
+def _temporary_folder() -> str:
+    import tempfile  # with a spool of its own, as it should run, an agent needs no such thing
+
+    return tempfile.mkdtemp(prefix="instep-agent-")
+
+
+def _remove_folder(path: str) -> None:
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _watch(runner: Runner, uplink: Uplink | None, stop: threading.Event) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import sys
 from array import array
 from collections.abc import Iterable
@@ -61,7 +61,7 @@ class FrameBuilder:
     def __init__(self, node: Node, *, cluster: str = "") -> None:
         self._node = node
         self._cluster = cluster
-        self._epoch = secrets.token_hex(6)
+        self._epoch = os.urandom(6).hex()
         self._sequence = 0
         self._events = 0
         self._index: dict[Series, int] = {}

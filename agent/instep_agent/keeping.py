@@ -13,8 +13,6 @@ import fcntl
 import logging
 import os
 import re
-import secrets
-import shutil
 import stat
 import threading
 from collections.abc import Iterator
@@ -298,7 +296,7 @@ def _open_lock(lock: str, root: int) -> int:
 
 def _set_aside_and_remove(name: str, root: int, folder: int) -> bool:
     """Rename, see that it is the folder that was looked at, then remove it."""
-    doomed = DOOMED + secrets.token_hex(8)
+    doomed = DOOMED + os.urandom(8).hex()
     try:
         os.rename(name, doomed, src_dir_fd=root, dst_dir_fd=root)
         renamed, looked_at = os.stat(doomed, dir_fd=root, follow_symlinks=False), os.fstat(folder)
@@ -313,6 +311,8 @@ def _set_aside_and_remove(name: str, root: int, folder: int) -> bool:
 
 def _remove(name: str, root: int) -> bool:
     """Remove a tree beneath an open folder; rmtree follows no link there (`shutil.rmtree.avoids_symlink_attacks`)."""
+    import shutil  # for once in a while
+
     try:
         shutil.rmtree(name, dir_fd=root)
     except FileNotFoundError:

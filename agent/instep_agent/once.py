@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
@@ -44,7 +43,7 @@ def print_seen(runner: Runner, frames: list[Frame], node: str, *, is_json: bool)
                 {"name": each.name, "labels": dict(each.labels), "value": each.value} for each in snapshot.samples
             ],
         }
-        sys.stdout.write(json.dumps(msgspec.to_builtins(shown), indent=2) + "\n")
+        _print_json(msgspec.to_builtins(shown))
         return
     for state in runner.states:
         sys.stdout.write(f"{state.name:16} {state.outcome:8} {state.detail}\n")
@@ -79,7 +78,7 @@ def print_check(runner: Runner, *, is_json: bool) -> None:
         for state in runner.states
     ]
     if is_json:
-        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        _print_json(rows)
         return
     for row in rows:
         sys.stdout.write(f"{row['source']:16} {row['verdict']:8} {row['detail'] or _went_well(row)}\n")
@@ -89,3 +88,9 @@ def print_check(runner: Runner, *, is_json: bool) -> None:
 
 def _went_well(row: dict[str, Any]) -> str:
     return f"{row['samples']} samples every {row['interval_seconds']:g} s"
+
+
+def _print_json(shown: object) -> None:
+    import json  # one look needs it, a running agent does not
+
+    sys.stdout.write(json.dumps(shown, indent=2) + "\n")

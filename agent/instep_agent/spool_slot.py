@@ -43,6 +43,15 @@ class Slot:
         self._path = folder / NAME
         self._descriptor = -1
 
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file; what is in it stays. The next `put` opens it again."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
     def put(self, number: int, kind: str, data: bytes) -> None:
         """Write a frame over what was there. Raise `OSError` as the kernel says it."""
         descriptor = self._open()
@@ -58,8 +67,7 @@ class Slot:
 
     def _open(self) -> int:
         if self._descriptor >= 0 and os.fstat(self._descriptor).st_nlink == 0:  # somebody cleaned the folder up
-            os.close(self._descriptor)
-            self._descriptor = -1
+            self.close()
         if self._descriptor < 0:
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         return self._descriptor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -62,6 +61,8 @@ def stacks_of(pid: int, *, timeout_seconds: float = 2.0) -> tuple[ThreadStack, .
 
 def _py_spy() -> str:
     """Give the py-spy of this installation before any other on the path."""
+    import shutil  # for an order, which is rare
+
     beside = Path(sys.executable).with_name("py-spy")
     found = str(beside) if os.access(beside, os.X_OK) else shutil.which("py-spy")
     if found is None:
