@@ -174,7 +174,7 @@ def test_metrics_are_served(start, tmp_path):
     assert 'instep_rank_step{job="job",rank="0"} 7.0' in text
     assert 'instep_rank_phase{job="job",phase="backward",rank="0"} 1.0' in text
     assert 'instep_agent_source_success{source="host"} 1.0' in text
-    assert 'instep_agent_source_failures_total{source="host"} 0.0' in text
+    assert 'instep_agent_source_state{source="host"} 0.0' in text
 
 
 def _scrape(url):
