@@ -29,14 +29,19 @@ POSTGRESQL = {
 }
 """libpq's settings: a database that went away is noticed within seconds, since whoever asks it waits meanwhile."""
 
+LOCKED_SECONDS_MAX = 0.5
+"""So long a SQLite file that another program has locked is waited for, frames and detection with it; then a thread
+asks until it is free."""
+LOCKED_AT_START_SECONDS_MAX = 5.0
 
 log = logging.getLogger(__name__)
 
 
-def _durable(connection: Any, _record: Any) -> None:
+def _durable(connection: Any, locked_seconds: float) -> None:
     """Set SQLite up: readers beside the writer, and a commit that survives power loss."""
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
+    busy = f"busy_timeout={int(locked_seconds * 1000)}"
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", busy):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
@@ -47,6 +52,7 @@ class Store:
     def __init__(self, url: str) -> None:
         self.trouble = ""
         """Why the last look at the database failed; empty while it answers."""
+        self._locked_seconds = LOCKED_AT_START_SECONDS_MAX
         try:
             self.engine: Engine = _engine(url)
         except (ArgumentError, ModuleNotFoundError, SQLAlchemyError) as error:
@@ -55,7 +61,7 @@ class Store:
                 "postgresql+psycopg://user@host/instep."
             ) from error
         if self.engine.dialect.name == "sqlite":
-            event.listen(self.engine, "connect", _durable)
+            event.listen(self.engine, "connect", lambda new, _record: _durable(new, self._locked_seconds))
         try:
             self._migrate()
         except (SQLAlchemyError, OSError) as error:
@@ -64,8 +70,9 @@ class Store:
                 f"Cannot open the database {hidden(url)} ({cause}): check its place, rights and room."
             ) from error
         self._patience: Patience | None = None
-        if self.engine.dialect.driver == "psycopg":
+        if self.engine.dialect.driver == "psycopg" or self.engine.dialect.name == "sqlite":
             self.engine.dispose()  # A migration may take its time; whatever connects from now on has a limit.
+            self._locked_seconds = LOCKED_SECONDS_MAX
             self._patience = Patience(self.engine)
 
     @property

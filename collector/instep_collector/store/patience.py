@@ -1,7 +1,9 @@
-"""How long a database over the network is waited for. The event loop asks it, so ingest and detection wait as long.
+"""How long a database that does not answer is waited for. The event loop asks it, so ingest and detection wait as
+long.
 
 A database that is stopped, or whose disk hangs, keeps its connections: TCP notices nothing, and the answer never comes.
 So an answer has a limit here, and after a failure a thread asks until there is an answer; nobody else waits meanwhile.
+A SQLite file that another program has locked is waited for likewise, for as long as its connections say.
 """
 
 from __future__ import annotations
@@ -31,7 +33,11 @@ class Patience:
         self._is_away = threading.Event()
         self._is_over = threading.Event()
         self._asking: threading.Thread | None = None
-        event.listen(engine, "connect", _limit)
+        self._question = "SELECT 1"
+        if engine.dialect.name == "sqlite":
+            self._question = "BEGIN IMMEDIATE"  # Whoever may read may still have to wait to write.
+        else:
+            event.listen(engine, "connect", _limit)
 
     @property
     def is_lost(self) -> bool:
@@ -55,7 +61,8 @@ class Patience:
         while not self._is_over.is_set():
             try:
                 with self._engine.connect() as connection:
-                    connection.execute(text("SELECT 1"))
+                    connection.execute(text(self._question))
+                    connection.rollback()
             except SQLAlchemyError as error:
                 log.debug("The database is still away: %s", error)
                 self._is_over.wait(ASK_SECONDS)
