@@ -266,6 +266,19 @@ def test_a_failed_plan_can_be_carried_on_and_an_approved_one_cancelled(tmp_path)
     play(story)
 
 
+def test_who_only_looks_at_a_link_does_not_use_it_up(tmp_path):
+    async def story():
+        async with trouble(tmp_path) as bench:
+            address = await link(bench, "ada")
+            for _ in range(3):
+                looked = await bench.client.head(address)
+                assert (looked.status_code, looked.content) == (200, b"") and "set-cookie" not in looked.headers
+            assert (await bench.client.get(address)).status_code == 303
+            assert (await bench.client.get(address)).status_code == 401
+
+    play(story)
+
+
 def test_https_makes_the_cookie_secure(tmp_path):
     async def story():
         async with broken_node(tmp_path, ScriptedExecutor(), public_url="https://instep.example.org") as bench:

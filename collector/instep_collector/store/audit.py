@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import CursorResult, delete, func, select
 from sqlalchemy.orm import Session
 
 from instep_collector.store.models import Audit
@@ -13,6 +13,18 @@ from instep_collector.store.models import Audit
 def note(session: Session, *, at: float, actor: str, action: str, subject: str, reason: str) -> None:
     """Add one line."""
     session.add(Audit(at=at, actor=actor[:200], action=action[:60], subject=subject[:300], reason=reason))
+
+
+def oldest_at(session: Session) -> float | None:
+    """Return the moment of the oldest line, None without any."""
+    return session.scalar(select(func.min(Audit.at)))
+
+
+def prune(session: Session, *, before: float) -> int:
+    """Remove lines from before a moment; returns how many."""
+    result = session.execute(delete(Audit).where(Audit.at < before))
+    assert isinstance(result, CursorResult)
+    return result.rowcount
 
 
 def find(session: Session, *, subject: str = "", actor: str = "", limit: int) -> Sequence[Audit]:

@@ -93,6 +93,8 @@ class ServerConfig(BaseModel):
     """How long a crash waits for facts about its node."""
     retention_days: float = Field(default=90.0, gt=0.0)
     """Settled incidents, ended runs and events are kept this long."""
+    audit_retention_days: float = Field(default=400.0, ge=1.0)
+    """Lines of the audit log are kept this long; that older ones were removed is a line itself."""
     tokens: tuple[TokenConfig, ...] = ()
     """More tokens, by hash."""
     kubernetes: KubernetesConfig = KubernetesConfig()

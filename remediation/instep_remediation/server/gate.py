@@ -73,7 +73,10 @@ class Gate:
             await self._rest(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        if path == "/" and scope["query_string"].startswith(b"link="):
+        if path == "/" and method == "HEAD" and scope["query_string"].startswith(b"link="):
+            await answer(send, 200, b"", PAGE_HEADERS)  # A mail scanner or a preview looks: the link stays good.
+            return
+        if path == "/" and method == "GET" and scope["query_string"].startswith(b"link="):
             await self._redeem(scope["query_string"][5:].decode("latin-1"), send)
             return
         principal = self._book.find_header(headers.get(b"authorization"))

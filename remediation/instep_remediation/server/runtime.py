@@ -23,7 +23,7 @@ from instep_collector.intake import Intake
 from instep_collector.journal import Journal
 from instep_collector.metrics import Metrics
 from instep_collector.registry import Registry
-from instep_collector.store import answers, incidents, jobs, nodes, outbox, plans
+from instep_collector.store import answers, audit, incidents, jobs, nodes, outbox, plans
 from instep_collector.store.engine import Store
 from instep_collector.store.hold import Hold
 from instep_collector.tokens import Principal, TokenBook, admin_entry, read_or_make_token, read_token
@@ -32,6 +32,7 @@ from instep_diagnosis.settings import HangSettings
 
 from instep_remediation.aftermath import Aftermath
 from instep_remediation.alerts.alertmanager import Alertmanagers
+from instep_remediation.alerts.message import moment
 from instep_remediation.alerts.webhook import WebhookOutbox
 from instep_remediation.decisions import Decisions
 from instep_remediation.desk import Desk
@@ -42,11 +43,14 @@ from instep_remediation.latches import Latches
 from instep_remediation.node_executor import NodeExecutor
 from instep_remediation.node_orders import NodeOrders
 from instep_remediation.orders import OrderHub
+from instep_remediation.plan_rows import ACTOR
 from instep_remediation.policy import Policy
 from instep_remediation.runner import PlanRunner
 from instep_remediation.server.config import HangConfig, ServerConfig
 from instep_remediation.server.sessions import ONLOOKER, Sessions
 
+AUDIT_SLACK_SECONDS = 86400.0
+"""The audit log is pruned when its oldest line is so much older than it is kept: one line a day tells of it."""
 DATABASE_SECONDS = 1.0
 """How often a database that was away is asked again."""
 
@@ -165,6 +169,7 @@ class Runtime:
             )
         ]
         self._scheduler.add_job(self.prune, "interval", hours=1)
+        self._scheduler.add_job(self.prune_audit, "interval", hours=1)
         self._scheduler.start()
 
     async def stop(self) -> None:
@@ -204,6 +209,18 @@ class Runtime:
             jobs.prune(session, before=before)
             plans.prune(session, before=before)
             answers.prune(session, before=self.clock.realtime() - answers.KEEP_SECONDS)
+
+    async def prune_audit(self) -> None:
+        """Remove audit lines that are older than their retention, at most once a day, and say so in the audit log."""
+        now, days = self.clock.realtime(), self.config.audit_retention_days
+        before = now - days * 86400.0
+        with self.store.begin() as session:
+            oldest = audit.oldest_at(session)
+            if oldest is None or oldest >= before - AUDIT_SLACK_SECONDS:
+                return
+            count = audit.prune(session, before=before)
+            reason = f"{count} lines from before {moment(before)} were removed (audit_retention_days = {days:g})."
+            audit.note(session, at=now, actor=ACTOR, action="audit-prune", subject="audit", reason=reason)
 
     async def _sync_journal(self) -> None:
         while True:
