@@ -102,6 +102,13 @@ INCIDENTS = Row(
             docs=f"{ALERTS}#instepplanwaitsforapproval",
         ),
         Panel(
+            "Breaker of node plans",
+            "1 while nothing is done to nodes without approval, since plans failed in a row. Worry at once: find out "
+            "why they failed, then reset it.",
+            (Query("max(instep_breaker_open)", "open"),),
+            docs=f"{ALERTS}#instepbreakeropen",
+        ),
+        Panel(
             "Restart orders by outcome",
             "Orders to restart a job. Worry when they are refused or expire: the job's supervisors do not do what the "
             "server says, or do not hear it.",

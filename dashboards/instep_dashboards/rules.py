@@ -100,6 +100,15 @@ RULES = (
         "Nothing is done about these nodes until a person decides: see `instep plans list`.",
     ),
     Rule(
+        "InstepBreakerOpen",
+        "max(instep_breaker_open) > 0",
+        "1m",
+        Severity.TICKET,
+        "Instep changes no node by itself any more",
+        "Node plans failed in a row, so the breaker opened: what the policy would do by itself waits for approval "
+        "until a person has looked and reset it (`instep policy show` says why).",
+    ),
+    Rule(
         "InstepNodeSilent",
         "max by (node) (instep_node_silent_seconds) > 60",
         "1m",

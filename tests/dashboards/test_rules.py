@@ -74,6 +74,11 @@ CASES = {
         early="14m",
         said={"{{ $value }}": "2"},
     ),
+    "InstepBreakerOpen": Case(
+        fires={"instep_breaker_open": "0 0 1x30"},
+        silent=({"instep_breaker_open": "0x30"}, {"instep_breaker_open": "1 1 0x30"}),
+        early="2m",
+    ),
     "InstepNodeSilent": Case(
         fires={'instep_node_silent_seconds{node="gpu-17"}': "_ 20+60x30"},
         silent=({'instep_node_silent_seconds{node="gpu-17"}': "_ 20 50 stale"}, {"instep_nodes_silent": "3x30"}),
