@@ -106,8 +106,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _cost(options: argparse.Namespace) -> Result:
-    sink = Sink()
-    with SimulatedNode(library=options.nvml, kernel_log=options.kernel_log, receiver=lambda _folder: sink) as node:
+    with SimulatedNode(library=options.nvml, kernel_log=options.kernel_log) as node:
+        sink = node.receiver
+        assert isinstance(sink, Sink)
         watched = [Watched("instep agent", node.agent.pid, node.port)]
         if not options.without_peers:
             watched += _peers(node)

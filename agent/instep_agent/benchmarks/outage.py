@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from instep_agent.benchmarks.faults import inject, times_kept
+from instep_agent.benchmarks.faults import PAUSE_SECONDS, inject, times_kept
 from instep_agent.benchmarks.ports import value_of
 from instep_agent.benchmarks.relay import Acknowledged, Relay
 from instep_agent.benchmarks.simulated_node import SimulatedNode
@@ -26,7 +26,8 @@ CAUGHT_UP_FRAMES = 3
 UNTOLD_FRAMES_MAX = 3
 """Frames that an agent made, or gave up, between the last look at its page and the moment that it was killed."""
 ON_DISK_RATIO_MAX = 1.05
-"""The file system's own view of the spool: each frame has a head, and a new one is there before an old one goes."""
+"""The file system's own view of the spool: each frame has a head. Two frames come on top: the place that is written over
+and over, and a new frame that is there before an old one goes."""
 
 
 @dataclass(slots=True)
@@ -39,6 +40,8 @@ class Outage:
     """The most, as the agent tells."""
     disk_bytes: int = 0
     """The most, as the folder holds."""
+    frame_bytes: int = 0
+    """Of the largest frame."""
     kills: int = 0
     faults: list[tuple[str, str]] = field(default_factory=list)
     lost: int = 0
@@ -69,7 +72,7 @@ class Outage:
 
     @property
     def _disk_bytes_max(self) -> float:
-        return ON_DISK_RATIO_MAX * self.spool_bytes_max
+        return ON_DISK_RATIO_MAX * self.spool_bytes_max + 2 * self.frame_bytes
 
     def text(self) -> str:
         """Give the table for people."""
@@ -99,7 +102,7 @@ class _Watch:
 
     def __init__(self, node: SimulatedNode, relay: Relay, found: Outage) -> None:
         self.node, self.relay, self.found = node, relay, found
-        self._injected = 0
+        self._injected, self._injected_seconds = 0, 0.0
         self._told: dict[str, float] = {}
         self._in_spool = 0
         self._made_first = 0
@@ -108,7 +111,9 @@ class _Watch:
         """For each kill: acknowledged before, in the spool, and told until then."""
 
     def inject(self) -> None:
-        """Put the next fault where it arises."""
+        """Put the next fault where it arises, so long after the last one that neither overtakes the other there."""
+        time.sleep(max(0.0, self._injected_seconds + PAUSE_SECONDS - time.monotonic()))
+        self._injected_seconds = time.monotonic()
         self.found.faults.append(inject(self.node, self._injected))
         self._injected += 1
 
@@ -177,6 +182,7 @@ class _Watch:
             for kind, text in found.faults
         ]
         found.is_in_order = places == sorted(places) and order == sorted(order)
+        found.frame_bytes = max(one.size_bytes for one in came)
         found.frames, found.again = len(places), len(came) - len(places)
         found.refused_again = int(self.relay.server.counted("ingest_frames_duplicate_total"))
         missing = missing_between([*places, (0, self._made_first)])
