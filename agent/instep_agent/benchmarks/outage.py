@@ -26,8 +26,9 @@ CAUGHT_UP_FRAMES = 3
 UNTOLD_FRAMES_MAX = 3
 """Frames that an agent made, or gave up, between the last look at its page and the moment that it was killed."""
 ON_DISK_RATIO_MAX = 1.05
-"""The file system's own view of the spool: each frame has a head. Two frames come on top: the place that is written over
-and over, and a new frame that is there before an old one goes."""
+"""The file system's own view of the spool: each frame has a head. Two frames come on top: the place that is written
+over and over, and a new frame that is there before an old one goes.
+"""
 
 
 @dataclass(slots=True)
