@@ -17,7 +17,7 @@ from instep_diagnosis.evidence import RankState
 
 HISTORY_CALLS_MAX = 256
 """Calls that are looked at: two steps and what came after them must fit, or nothing is known."""
-PLACES_MAX = 64
+PLACES_MAX = 32
 """Calls that are compared with the past: hosts do not run farther ahead."""
 RANKS_COMPARED_MAX = 512
 """So that a circle through a whole large job does not take seconds (about 2 ms a rank)."""

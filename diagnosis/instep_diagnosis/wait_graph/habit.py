@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from instep_diagnosis.detectors.confidence import BY_HABIT, confidence
-from instep_diagnosis.detectors.habits import RANKS_COMPARED_MAX, surprise
+from instep_diagnosis.detectors.habits import HISTORY_CALLS_MAX, RANKS_COMPARED_MAX, surprise
 from instep_diagnosis.detectors.words import ranks_words
 from instep_diagnosis.verdict import Cause, StuckAt
 from instep_diagnosis.wait_graph.finding import (
@@ -93,7 +93,7 @@ def _beside_silence(history: History, graph: WaitGraph, known: RankHistory) -> F
 
 def _alone(history: History, graph: WaitGraph, found: Finding | None) -> Finding | None:
     odd = _odd([one for one in history.ranks.values() if one.calls])
-    if len(odd) != 1 or not _is_surprising(history.ranks[odd[0]]):
+    if len(odd) != 1 or not _is_surprising(history.ranks[odd[0]], is_beside_silence=bool(history.silent)):
         return None
     never = "never called so before, and the others did nothing new"
     ops = ops_on(graph, odd)
@@ -171,9 +171,11 @@ def _surprise(one: RankHistory) -> int:
     return surprise(_in_short(one), first)
 
 
-def _is_surprising(one: RankHistory) -> bool:
-    """Whether the surprise is large by itself, or as most of a short past foretold another call."""
-    return _surprise(one) >= min(SURPRISE_ALONE_MIN, max(SURPRISE_MIN, _first_open(one) / 3.0))
+def _is_surprising(one: RankHistory, *, is_beside_silence: bool) -> bool:
+    """Whether the surprise is large by itself, or as a third of a short past foretold another call; the latter also in
+    place of a rank without evidence, of which a dead one would leave no more."""
+    share = max(SURPRISE_MIN, min(_first_open(one), HISTORY_CALLS_MAX) / 3.0)
+    return _surprise(one) >= (share if is_beside_silence else min(SURPRISE_ALONE_MIN, share))
 
 
 def _is_known(one: RankHistory) -> bool:
