@@ -60,13 +60,18 @@ class StragglerSettings:
     offset_share: float = 0.6
     """Share of the smallest slowdown that a healthy rank may show for ever (logging on rank 0): the test's null is
     this."""
-    z_min: float = 4.25
-    """How many standard errors above the null. Chosen by simulation (tests/diagnosis/test_straggler_simulation.py):
-    four ranks of 15 % noise with autocorrelation 0.3 raise nothing in 16,000 steps; at 0.6, where noise itself looks
-    like slow minutes, about one window in 300 does. 30 % is found after a median of 9 steps at 10 % noise, 16 at 15
-    %."""
-    noise_ratio_min: float = 0.01
-    """Floor of the noise scale (log ratio), so that perfectly even data does not make a microsecond significant."""
+    z_min: float = 4.4
+    """How many standard errors above the null, for a job of four ranks; more ranks need more, since one of many strays
+    farther by chance. Chosen on recorded real jobs, healthy but for the noise of a crowded machine."""
+    pair_z_min: float = 2.5
+    """Of two ranks, the slow one must also have risen over its own past by so many standard errors."""
+    pair_rise_z_min: float = 5.0
+    """… and by so many, …"""
+    pair_rise_ratio_min: float = 1.03
+    """… and by this much, where that rise is all there is: what moves a single peer is averaged with nobody's."""
+    noise_ratio_min: float = 0.003
+    """Floor of the noise of one step (log ratio), so that perfectly even data does not make a microsecond
+    significant."""
     steps_min: int = 8
     """Fewer compared steps say nothing."""
     run_steps_min: int = 8
@@ -74,30 +79,56 @@ class StragglerSettings:
     lost_work_min: float = 0.6
     """So much of one step's work must have been lost in the stretch (its steps times the log ratio): 5 % then takes 12
     steps, 30 % no more than the shortest stretch. A passing disturbance of a few steps is none."""
-    window_steps: int = 64
-    """Only the newest steps are looked at."""
-    slowest_share_min: float = 0.6
-    """In this share of the stretch the rank was slower than the median of its peers by more than the null."""
+    window_steps: int = 128
+    """Only the newest steps are looked at, …"""
+    window_steps_min: int = 64
+    """… and at least so many, where …"""
+    window_rank_steps_max: int = 1 << 19
+    """… more than so many steps of all ranks together would take too long."""
+    fast_share_max: float = 0.4
+    """No more than this share of the stretch may look healthy: a slow rank is slow in all its steps, a burst is not."""
+    rise_fast_share_max: float = 0.25
+    """… and no more than this of a rise, or where neighbours disturb."""
+    rise_ratio_min: float = 1.02
+    """Smallest rise over a rank's own past that is named: on even work 2 % shows."""
+    wander_share: float = 0.2
+    """Share of that rise by which a healthy rank's level may wander."""
+    rise_steps_min: int = 12
+    """A rise must last so long."""
+    disturbed_offset_ratio: float = 0.06
+    """Ranks that compute on cores that others want too come apart by so much for seconds: the clock of their CPU time
+    runs on while a neighbour slows the core. It is allowed for in proportion to the CPU time in their work and …"""
+    disturbed_starved_share: float = 0.02
+    """… in full from this share of their work on that they waited for a core."""
+    disturbance_min: float = 0.5
+    """Where this is less than so much of the work, what neighbours do is part of its measured noise. From there on
+    stretches must be longer, and single slow steps say nothing."""
+    disturbed_steps_min: int = 14
+    """So long: bursts of eight steps at 1.2 to 1.5 times the work were seen on healthy ranks."""
+    disturbed_ratio_min: float = 1.15
+    """Smallest slowdown named there."""
     starved_ratio_min: float = 1.25
     """Starvation comes and goes with neighbours; only a large and lasting one is worth a name."""
+    waits_beyond_usual: float = 2.0
+    """Waiting for a core or for data is the cause where it is so many times …"""
+    waits_usual_quantile: float = 0.9
+    """… this quantile of what all other rank-steps waited."""
     data_ratio_min: float = 1.15
     """Loaders jitter more than compute does."""
-    quiet_ratio_min: float = 1.02
-    """Smallest slowdown named in a quiet job, where it began within the window: on even work 2 % shows."""
-    quiet_noise_ratio_max: float = 0.02
-    """Long-run noise of one step (log ratio) up to which a job is quiet: even kernels on machines of their own."""
-    quiet_noise_ratio_min: float = 0.003
-    """Floor of the noise in a quiet job."""
     hit_ratio_min: float = 1.1
     """A single step slower by less than this is no vote for a fault that comes and goes."""
     hit_sigmas: float = 4.0
     """… nor is one within so much noise."""
-    hits_min: int = 6
-    """So many single steps in the window make a fault that comes and goes."""
-    hit_runs_min: int = 5
-    """… in so many runs apart from one another: neighbours disturb in a few long ones."""
+    hits_min: int = 3
+    """So many single steps in the window make a fault that comes and goes, …"""
+    hit_rate_min: float = 0.15
+    """… if they are this share of the steps since the first; more of them may be rarer. Single long steps of one rank
+    and another are compiling."""
+    hit_evidence_min: float = 7.2
+    """… and if the logarithm of the likelihood ratio, of the rank's own rate against that of all other rank-steps, is
+    this large: with three of twenty steps and none elsewhere it just is."""
     hit_run_steps_max: float = 3.0
-    """… and runs are no longer than this on average."""
+    """… and runs are no longer than this on average: neighbours disturb in a few long ones."""
     hit_peers_share: float = 0.25
     """… while its peers have on average no more than this share of them."""
     findings_max: int = 4

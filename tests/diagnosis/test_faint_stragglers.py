@@ -8,7 +8,7 @@ from instep_diagnosis.settings import StragglerSettings
 from tests.diagnosis.training import job_steps, own_work
 
 WINDOW = 64
-WITHOUT = StragglerSettings(quiet_noise_ratio_max=0.0, hits_min=10**6)
+WITHOUT = StragglerSettings(rise_steps_min=10**6, hits_min=10**6)
 """The test for lasting and large slowdowns alone."""
 
 

@@ -1,4 +1,4 @@
-"""Slow ranks that the test of `slowdown` leaves out: a few per cent in a quiet job, and slowness that comes and goes.
+"""Ranks that are slow now and then: single steps are tested by themselves, and those that stand out vote.
 
 x is the logarithm of a rank's work over the median of its peers, one value a step; the shape is [T, R].
 """
@@ -8,81 +8,103 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from instep_diagnosis.detectors.work import Array
+from instep_diagnosis.detectors.levels import MAD_TO_SIGMA
+from instep_diagnosis.detectors.slowdown import Slowdown
+from instep_diagnosis.detectors.work import Array, peers_median
 from instep_diagnosis.settings import StragglerSettings
 
-_MAD_TO_SIGMA = 1.4826
-_NULL_SHARE = 0.4
-"""Share of the smallest change that a healthy rank's level may move by."""
+_HITS_MANY = 6
+"""So many may be as rare as they like."""
+_SILENCE_MAX = 4.0
+"""A fault that still goes on is silent for so many of its mean gaps once in e⁴ = 55 times."""
+
+Hits = npt.NDArray[np.bool_]
 
 
-def quiet_change(x_T: Array, sigma: float, settings: StragglerSettings) -> tuple[npt.NDArray[np.intp], float] | None:
-    """Rows of a stretch that ends now and lies a little above the rank's own level before, and its z; None without.
-
-    Only in jobs so quiet that a change of a few per cent is no chance (`sigma`, long-run), and only against the rank's
-    own earlier steps of the window: a small *lasting* offset is a habit.
-    """
-    rows = np.flatnonzero(np.isfinite(x_T))
-    least = settings.run_steps_min
-    if sigma > settings.quiet_noise_ratio_max or rows.size < 2 * least:
-        return None
-    x = np.clip(x_T[rows], -0.7, 0.7)
-    total = np.concatenate([[0.0], np.cumsum(x)])
-    starts = np.arange(least, rows.size - least + 1)
-    before = total[starts] / starts
-    after = (total[-1] - total[starts]) / (rows.size - starts)
-    step = float(np.log(settings.quiet_ratio_min))
-    error = sigma * np.sqrt(1.0 / starts + 1.0 / (rows.size - starts))
-    z = (after - before - _NULL_SHARE * step) / error
-    best = int(np.argmax(z))
-    stretch = x[starts[best] :]
-    change = float(np.median(stretch)) - float(np.median(x[: starts[best]]))
-    is_slow = min(change, float(np.median(stretch))) >= 0.9 * step and z[best] >= settings.z_min
-    lost_min = settings.lost_work_min * step / float(np.log(settings.slowdown_ratio_min))
-    if not is_slow or stretch.size * change < lost_min:
-        return None
-    if np.mean(stretch - before[best] > _NULL_SHARE * step) < settings.slowest_share_min:
-        return None
-    return rows[starts[best] :], float(z[best])
+def find_intermittent(work_seconds_TR: Array, settings: StragglerSettings) -> list[Slowdown]:
+    """Columns that are slow in some steps only, slowest first."""
+    x_TR = np.log(work_seconds_TR) - np.log(peers_median(work_seconds_TR))
+    hits_TR, sigma = hits(x_TR, settings)
+    found = []
+    for column in np.flatnonzero(hits_TR.sum(axis=0) >= settings.hits_min):
+        rows = intermittent(hits_TR, x_TR[:, column], int(column), settings)
+        if rows is not None and _is_longer_itself(np.log(work_seconds_TR[:, column]), x_TR[:, column], rows):
+            found.append(_slowdown(x_TR, int(column), rows, max(sigma, settings.noise_ratio_min)))
+    return sorted(found, key=lambda slow: -slow.ratio)
 
 
-def may_have_changed(x_TR: Array, sigma: float, settings: StragglerSettings) -> npt.NDArray[np.intp]:
-    """Columns worth a call of `quiet_change`: all at once for those without gaps, since a large job has thousands."""
-    count, least = len(x_TR), settings.run_steps_min
-    if sigma > settings.quiet_noise_ratio_max or count < 2 * least:
-        return np.zeros(0, dtype=np.intp)
-    has_gaps_R = ~np.isfinite(x_TR).all(axis=0)
-    total = np.concatenate([np.zeros((1, x_TR.shape[1])), np.cumsum(np.clip(np.nan_to_num(x_TR), -0.7, 0.7), axis=0)])
-    starts = np.arange(least, count - least + 1)[:, None]
-    change = (total[-1] - total[starts[:, 0]]) / (count - starts) - total[starts[:, 0]] / starts
-    null = _NULL_SHARE * float(np.log(settings.quiet_ratio_min))
-    z = (change - null) / (sigma * np.sqrt(1.0 / starts + 1.0 / (count - starts)))
-    return np.flatnonzero(has_gaps_R | (z.max(axis=0) >= settings.z_min))
+def _slowdown(x_TR: Array, column: int, rows: npt.NDArray[np.intp], sigma: float) -> Slowdown:
+    typical = float(np.median(x_TR[rows, column]))
+    rate = rows.size / (int(rows[-1]) - int(rows[0]) + 1)
+    age = len(x_TR) - 1 - int(rows[-1])
+    return Slowdown(
+        column=column,
+        start=int(rows[0]),
+        rows=tuple(map(int, rows)),
+        ratio=float(np.exp(typical)),
+        z=typical / sigma,
+        is_ongoing=age * rate <= _SILENCE_MAX,
+    )
 
 
-def hits(x_TR: Array, settings: StragglerSettings) -> tuple[npt.NDArray[np.bool_], float]:
+def _is_longer_itself(own_T: Array, x_T: Array, rows: npt.NDArray[np.intp]) -> bool:
+    """Whether its slow steps are longer than its others, by half of what it is slower than its peers in them: else it
+    is they who were faster."""
+    others_T = np.delete(own_T, rows)
+    others_T = others_T[np.isfinite(others_T)]
+    if others_T.size == 0:
+        return False
+    return float(np.median(own_T[rows]) - np.median(others_T)) >= 0.5 * float(np.median(x_T[rows]))
+
+
+def hits(x_TR: Array, settings: StragglerSettings) -> tuple[Hits, float]:
     """The rank-steps that are slow by themselves, and the noise of one."""
     known_TR = np.isfinite(x_TR)
-    sigma = _MAD_TO_SIGMA * float(np.median(np.abs(x_TR[known_TR]))) if known_TR.any() else 0.0
+    sigma = MAD_TO_SIGMA * float(np.median(np.abs(x_TR[known_TR]))) if known_TR.any() else 0.0
     limit = max(settings.hit_sigmas * sigma, float(np.log(settings.hit_ratio_min)))
     return known_TR & (np.nan_to_num(x_TR) > limit), sigma
 
 
-def intermittent(
-    hits_TR: npt.NDArray[np.bool_], x_T: Array, column: int, settings: StragglerSettings
-) -> npt.NDArray[np.intp] | None:
+def intermittent(hits_TR: Hits, x_T: Array, column: int, settings: StragglerSettings) -> npt.NDArray[np.intp] | None:
     """Rows in which one rank was slow by itself, now and then; None without.
 
-    Each step is tested alone and the steps vote: often enough, in several short runs, and nearly only this rank. A job
-    whose ranks all have such steps is a noisy one, and a few long runs are neighbours that come and go.
+    The fault may have begun at any of the slow steps: from that one on they must come more often than elsewhere in the
+    job by more than chance, in short runs, and nearly only on this rank. A job whose ranks all have such steps is a
+    noisy one, and a few long runs are neighbours that come and go.
     """
     own_T = hits_TR[:, column]
     rows = np.flatnonzero(own_T)
     others = (hits_TR.sum() - rows.size) / max(1, hits_TR.shape[1] - 1)
-    runs = int(np.sum(np.diff(np.concatenate([[0], own_T.astype(int)])) == 1))
-    is_often = rows.size >= settings.hits_min and runs >= settings.hit_runs_min
-    is_short = rows.size <= settings.hit_run_steps_max * runs
-    if not (is_often and is_short) or others > settings.hit_peers_share * rows.size:
+    if others > settings.hit_peers_share * rows.size:
         return None
-    lost = float(np.clip(x_T[rows], 0.0, 0.7).sum())
-    return rows if lost >= settings.lost_work_min else None
+    for place, first in enumerate(rows[: rows.size - settings.hits_min + 1]):
+        chosen = rows[place:]
+        if not _is_now_and_then(chosen, len(own_T) - int(first), settings):
+            continue
+        evidence = _evidence(hits_TR, column, int(first)) / _mean_run(hits_TR)
+        lost = float(np.clip(x_T[chosen], 0.0, 0.7).sum())
+        if evidence >= settings.hit_evidence_min and lost >= settings.lost_work_min:
+            return chosen
+    return None
+
+
+def _is_now_and_then(rows: npt.NDArray[np.intp], length: int, settings: StragglerSettings) -> bool:
+    runs = 1 + int(np.sum(np.diff(rows) > 1))
+    is_often = rows.size >= _HITS_MANY or rows.size >= settings.hit_rate_min * length
+    is_short = rows.size <= settings.hit_run_steps_max * runs
+    return runs >= 2 and is_often and is_short and length >= settings.run_steps_min
+
+
+def _evidence(hits_TR: Hits, column: int, first: int) -> float:
+    """Logarithm of the likelihood ratio: so many slow steps by the rank's own rate, or by that of all else."""
+    count, slow = len(hits_TR) - first, int(hits_TR[first:, column].sum())
+    elsewhere = hits_TR.size - count
+    usual = (int(hits_TR.sum()) - slow + 1.0) / (elsewhere + 2.0)
+    own = max(usual, min(slow / count, 1.0 - 1e-9))
+    return float(slow * np.log(own / usual) + (count - slow) * np.log((1.0 - own) / (1.0 - usual)))
+
+
+def _mean_run(hits_TR: Hits) -> float:
+    """Mean length of the runs of slow steps: steps of one run are not independent."""
+    begins = int(hits_TR[0].sum() + (hits_TR[1:] & ~hits_TR[:-1]).sum())
+    return max(1.0, float(hits_TR.sum()) / max(1, begins))

@@ -1,10 +1,16 @@
 """The sequential test for slow ranks: is a rank slower than its peers by more than chance and habit explain?
 
-For every rank, x is the logarithm of its work over the median of its peers, one value a step. The null is x ≤ k with
-k = `offset_share` × log(`slowdown_ratio_min`), so a small lasting offset (rank 0 logs) is healthy. Every stretch that
-ends now is scored z = (mean − k)·√n / σ, where σ is the noise of one step, raised by the lag-1 autocorrelation ρ to its
-long-run value √((1+ρ)/(1−ρ)). The best stretch over z_min is a finding. It is the generalised
-likelihood ratio test for a change of unknown time and size (Lai 1995): strong faults need few steps, weak ones more.
+For every rank, x is the logarithm of its work over the median of its peers, one value a step. Every stretch of n steps
+that ends now is asked two things; the surest stretch that passes one is a finding.
+
+- *Slower than its peers*: is its level above k = `offset_share` × log(`ratio_min`)? A small lasting offset (rank 0
+  logs) is healthy.
+- *Slower than it was*: has its level risen over the rank's own steps before by more than a level wanders? A habit
+  cannot explain that, so it names less: a few per cent in a quiet job.
+
+Sureness is z = (level − null) · √n / σ, where level and long-run σ are those of `levels`, and σ comes from the job
+itself. It is the generalised likelihood ratio test for a change of unknown time and size (Lai 1995): strong faults need
+few steps, weak ones more. Of two ranks each is the other's only peer: then the slow one must also have risen itself.
 """
 
 from __future__ import annotations
@@ -14,20 +20,40 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from instep_diagnosis.detectors.faint import hits, intermittent, may_have_changed, quiet_change
+from instep_diagnosis.detectors.levels import location, long_run_noise, median, scale_of
 from instep_diagnosis.detectors.work import Array, peers_median
 from instep_diagnosis.settings import StragglerSettings
 
-_AUTOCORRELATION_MAX = 0.9
-"""An estimate from some tens of steps says no more than that."""
-_AUTOCORRELATION_MARGIN = 0.15
-"""Standard error of ρ over 64 steps of four ranks, taken to the safe side: lasting noise looks like a slow rank."""
-_LOG_RATIO_LIMIT = float(np.log(2.0))
-_SIGMA_LIMIT = 3.0
-"""One step weighs no more than the larger of twice as slow and three standard deviations. Where subtracting waits
-leaves next to nothing of a peer's step, the logarithm is beyond 9, and a stretch's mean would be that step alone."""
-_MAD_TO_SIGMA = 1.4826
-"""Median absolute deviation to standard deviation, for normal noise."""
+_PAST_STEPS_MIN = 8
+"""Fewer steps before a stretch are no past."""
+_RISE_PAST_STEPS_MIN = 16
+"""… and a rise of a few per cent needs so many."""
+_PAST_ALONE_STEPS = 24
+"""With so many the noise is taken from the past alone: a short stretch has lost its slow part to its own level."""
+_EVERY_LENGTH_UPTO, _LENGTH_GROWTH = 32, 1.12
+"""Stretches of every length up to the first; then each is longer by the second."""
+_SAMPLED_RANKS = 16
+"""Ranks whose noise stands for the job's."""
+_OTHERS_SHARE = 0.85
+"""A rank is taken for no quieter than this share of the others' noise."""
+_FIRST_LOOK_SHARE = 0.75
+"""A cheap mean over the steps must come so near to the threshold before a rank is looked at closely."""
+_NEAR_SHARE = 0.8
+"""A stretch whose median is below this share of the smallest level is not looked at further."""
+_OWN_RISE_SHARE = 0.5
+"""Of two ranks, the slow one's own work must have risen by this share of what they came apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is asked of one kind of work."""
+
+    ratio_min: float
+    """Smallest slowdown against peers."""
+    rise_ratio_min: float | None = None
+    """Smallest rise over the rank's own past; None: a rise alone is none."""
+    disturbance: float = 0.0
+    """How far, from 0 to 1, neighbours on the same cores may explain a slowdown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,99 +72,195 @@ class Slowdown:
     is_ongoing: bool
 
 
-def find_slowdowns(work_seconds_TR: Array, ratio_min: float, settings: StragglerSettings) -> list[Slowdown]:
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """The newest n steps of a rank, and those before."""
+
+    x_T: Array
+    own_T: Array
+    """Logarithm of the rank's own work."""
+    length: int
+    others_noise: float
+    floor: float
+
+    @property
+    def newest_T(self) -> Array:
+        return self.x_T[-self.length :]
+
+    @property
+    def past_T(self) -> Array:
+        return self.x_T[: -self.length]
+
+    @property
+    def has_past(self) -> bool:
+        return len(self.past_T) >= _PAST_STEPS_MIN
+
+    def residuals(self) -> list[Array]:
+        """Both parts less their own level; only the past where it is long enough."""
+        newest = self.newest_T - median(self.newest_T)
+        if not self.has_past:
+            return [newest]
+        past = self.past_T - median(self.past_T)
+        return [past] if len(past) >= _PAST_ALONE_STEPS else [past, newest]
+
+    def own_rise(self) -> float:
+        """By how much the rank's own work rose, whatever its peers did."""
+        return median(self.own_T[-self.length :]) - median(self.own_T[: -self.length])
+
+
+def find_slowdowns(work_seconds_TR: Array, limits: Limits, settings: StragglerSettings) -> list[Slowdown]:
     """Columns that are slower than their peers, slowest first; empty with too few steps or peers."""
     x_TR = np.log(work_seconds_TR) - np.log(peers_median(work_seconds_TR))
-    null = settings.offset_share * float(np.log(ratio_min))
+    test = _Test(limits, settings, x_TR.shape[1])
+    noise = others_noise(x_TR, settings.noise_ratio_min)
     found = []
-    sigma = noise(x_TR, floor=settings.noise_ratio_min)
-    for column in _may_be_slow(x_TR, null, sigma, settings):
-        if slow := _best_stretch(x_TR[:, column], int(column), null, sigma, ratio_min, settings):
-            found.append(slow)
+    for column in test.first_look(x_TR):
+        rows = np.flatnonzero(np.isfinite(x_TR[:, column]))
+        if rows.size >= settings.steps_min:
+            own_T = np.log(work_seconds_TR[rows, column])
+            if slow := test.best(x_TR[rows, column], own_T, rows, int(column), noise):
+                found.append(slow)
     return sorted(found, key=lambda slow: -slow.ratio)
 
 
-def find_faint_slowdowns(work_seconds_TR: Array, settings: StragglerSettings) -> list[Slowdown]:
-    """Columns that are slower by a few per cent in a quiet job, or now and then; slowest first."""
-    x_TR = np.log(work_seconds_TR) - np.log(peers_median(work_seconds_TR))
-    sigma = noise(x_TR, floor=settings.quiet_noise_ratio_min)
-    found: dict[int, Slowdown] = {}
-    for column in may_have_changed(x_TR, sigma, settings):
-        if (change := quiet_change(x_TR[:, column], sigma, settings)) is not None:
-            found[int(column)] = _slowdown(x_TR, int(column), *change)
-    hits_TR, single = hits(x_TR, settings)
-    for column in np.flatnonzero(hits_TR.sum(axis=0) >= settings.hits_min):
-        rows = intermittent(hits_TR, x_TR[:, column], int(column), settings)
-        if rows is not None and int(column) not in found:
-            z = float(np.median(x_TR[rows, column])) / max(single, settings.noise_ratio_min)
-            found[int(column)] = _slowdown(x_TR, int(column), rows, z)
-    return sorted(found.values(), key=lambda slow: -slow.ratio)
-
-
-def _slowdown(x_TR: Array, column: int, rows: npt.NDArray[np.intp], z: float) -> Slowdown:
-    is_ongoing = len(x_TR) - 1 - int(rows[-1]) <= 2 * int(np.max(np.diff(rows), initial=1))
-    ratio = float(np.exp(np.median(x_TR[rows, column])))
-    return Slowdown(column, int(rows[0]), tuple(map(int, rows)), ratio, z, is_ongoing)
-
-
-def noise(x_TR: Array, *, floor: float) -> float:
-    """Noise of one step, long-run: the standard deviation that makes the mean of n steps uncertain by noise/√n.
-
-    From differences of neighbours and of next neighbours, which a change of level touches only once or twice. For a
-    first-order process their mean squares are 2σ²(1−ρ) and 2σ²(1−ρ²), so that ρ is their ratio less one.
-    """
-    near, far = _mean_square_difference(x_TR, 1), _mean_square_difference(x_TR, 2)
-    if near <= 0.0 or far <= 0.0:
-        return floor
-    estimate = min(_AUTOCORRELATION_MAX, max(0.0, far / near - 1.0))
-    sigma = float(np.sqrt(near / (2.0 * (1.0 - estimate))))
-    rho = min(_AUTOCORRELATION_MAX, estimate + _AUTOCORRELATION_MARGIN)
-    return max(floor, sigma) * float(np.sqrt((1.0 + rho) / (1.0 - rho)))
-
-
-def _mean_square_difference(x_TR: Array, lag: int) -> float:
-    differences = (x_TR[lag:] - x_TR[:-lag]).ravel()
-    differences = differences[np.isfinite(differences)]
-    if differences.size == 0:
+def others_noise(x_TR: Array, floor: float) -> float:
+    """Long-run noise of the middle one of the job's ranks; 0 for fewer than four, which a slow one would spoil."""
+    ranks = x_TR.shape[1]
+    if ranks < 4:
         return 0.0
-    limit = 3.5 * _MAD_TO_SIGMA * float(np.median(np.abs(differences)))
-    return float(np.mean(np.minimum(np.abs(differences), limit) ** 2))
+    columns = np.unique(np.linspace(0, ranks - 1, min(ranks, _SAMPLED_RANKS)).astype(int))
+    known = [x_TR[np.isfinite(x_TR[:, c]), c] for c in columns]
+    found = [long_run_noise([x_T - median(x_T)], floor) for x_T in known if x_T.size >= _PAST_STEPS_MIN]
+    return float(np.median(found)) if found else 0.0
 
 
-def _may_be_slow(x_TR: Array, null: float, sigma: float, settings: StragglerSettings) -> npt.NDArray[np.intp]:
-    """Columns that are worth a look by themselves: those whose test may fire, and those with gaps."""
-    lengths_Tx = np.arange(1, len(x_TR) + 1)[:, None]
-    limit = max(_LOG_RATIO_LIMIT, _SIGMA_LIMIT * sigma)
-    means_TR = np.cumsum(np.clip(x_TR[::-1], -limit, limit), axis=0) / lengths_Tx
-    z_R = ((means_TR - null) * np.sqrt(lengths_Tx) / sigma).max(axis=0)
-    return np.flatnonzero(~(z_R < settings.z_min))  # with a gap it is NaN, which is not less
+def z_min(ranks: int, settings: StragglerSettings) -> float:
+    """The threshold: the more ranks there are, the farther one of them strays by chance.
+
+    >>> round(z_min(4, StragglerSettings()), 2), round(z_min(8192, StragglerSettings()), 1)
+    (4.4, 5.9)
+    """
+    return float(np.sqrt(settings.z_min**2 + 2.0 * np.log(max(1.0, ranks / 4.0))))
 
 
-def _best_stretch(
-    x_T: Array, column: int, null: float, sigma: float, ratio_min: float, settings: StragglerSettings
-) -> Slowdown | None:
-    rows = np.flatnonzero(np.isfinite(x_T))
-    if rows.size < settings.steps_min:
-        return None
-    newest_first = x_T[rows][::-1]
-    lengths = np.arange(1, rows.size + 1)
-    limit = max(_LOG_RATIO_LIMIT, _SIGMA_LIMIT * sigma)
-    means = np.cumsum(np.clip(newest_first, -limit, limit)) / lengths
-    z = (means - null) * np.sqrt(lengths) / sigma
-    z[: settings.run_steps_min - 1] = -np.inf
-    n = int(np.argmax(z)) + 1
-    stretch = newest_first[:n]
-    is_slow = z[n - 1] >= settings.z_min and np.median(stretch) >= 0.9 * np.log(ratio_min)
-    if not is_slow or np.mean(stretch > null) < settings.slowest_share_min:
-        return None
-    if n * float(np.median(stretch)) < settings.lost_work_min:
-        return None
-    recent = newest_first[: settings.run_steps_min]
-    return Slowdown(
-        column=column,
-        start=int(rows[-n]),
-        rows=tuple(int(row) for row in rows[-n:]),
-        ratio=float(np.exp(np.median(stretch))),
-        z=float(z[n - 1]),
-        is_ongoing=bool(np.median(recent) > max(null, 0.5 * float(np.median(stretch)))),
-    )
+class _Test:
+    """The two questions with their limits as logarithms."""
+
+    def __init__(self, limits: Limits, settings: StragglerSettings, ranks: int) -> None:
+        self._settings = settings
+        self._ranks = ranks
+        self._z_min = z_min(ranks, settings)
+        is_disturbed = limits.disturbance >= settings.disturbance_min
+        share = limits.disturbance if is_disturbed else 0.0
+        allowed = float(np.log1p(share * settings.disturbed_offset_ratio))
+        least = float(np.log1p(share * (settings.disturbed_ratio_min - 1.0)))
+        self._null = max(settings.offset_share * float(np.log(limits.ratio_min)), allowed)
+        self._level_min = 0.9 * max(float(np.log(limits.ratio_min)), least)
+        rise = limits.rise_ratio_min
+        if rise is not None and ranks == 2:
+            rise = max(rise, settings.pair_rise_ratio_min)
+        self._rise_null = allowed + (0.0 if rise is None else settings.wander_share * float(np.log(rise)))
+        self._rise_min = np.inf if rise is None else 0.9 * max(float(np.log(rise)), least)
+        self._fast_share = settings.rise_fast_share_max if is_disturbed else settings.fast_share_max
+        self._length_min = settings.disturbed_steps_min if is_disturbed else settings.run_steps_min
+
+    def first_look(self, x_TR: Array) -> npt.NDArray[np.intp]:
+        """Columns worth a close look: all at once, since a large job has thousands."""
+        known_TR = np.isfinite(x_TR)
+        scale = scale_of([x_TR[known_TR]], self._settings.noise_ratio_min) if known_TR.any() else 1.0
+        limit = max(3.0 * scale, 3.0 * self._null)
+        newest_TR = np.where(known_TR, np.clip(np.nan_to_num(x_TR), -limit, limit), 0.0)[::-1]
+        counts_TR = np.maximum(np.cumsum(known_TR[::-1], axis=0), 1)
+        null = min(self._null, self._rise_null) if np.isfinite(self._rise_min) else self._null
+        z_TR = (np.cumsum(newest_TR, axis=0) / counts_TR - null) * np.sqrt(counts_TR) / scale
+        return np.flatnonzero((z_TR >= _FIRST_LOOK_SHARE * self._z_min).any(axis=0))
+
+    def best(self, x_T: Array, own_T: Array, rows: npt.NDArray[np.intp], column: int, noise: float) -> Slowdown | None:
+        """The surest stretch of one rank that passes; None without."""
+        best: tuple[float, int] | None = None
+        for length in _lengths(self._length_min, len(x_T)):
+            stretch = _Stretch(x_T, own_T, length, noise, self._settings.noise_ratio_min)
+            z = self._sureness(stretch)
+            if z is not None and (best is None or z > best[0]):
+                best = (z, length)
+        if best is None:
+            return None
+        z, length = best
+        begin = self._onset(x_T, length)
+        level = median(x_T[begin:])
+        is_large = level >= self._level_min
+        if len(x_T) - begin < (self._length_min if is_large else self._settings.rise_steps_min):
+            return None  # A short burst carries the stretch.
+        if self._ranks == 2 and begin >= _PAST_STEPS_MIN:
+            # A stretch longer than the slow part has lost the past that tells which of the two has changed.
+            apart = level - median(x_T[:begin])
+            if median(own_T[begin:]) - median(own_T[:begin]) < _OWN_RISE_SHARE * apart:
+                return None
+        return Slowdown(
+            column=column,
+            start=int(rows[begin]),
+            rows=tuple(int(row) for row in rows[begin:]),
+            ratio=float(np.exp(level)),
+            z=z,
+            is_ongoing=self._is_ongoing(x_T[begin:]),
+        )
+
+    def _is_ongoing(self, stretch_T: Array) -> bool:
+        """Whether the newest part is still as slow as what came before: the mean of a slowdown that ended lingers."""
+        newest = max(self._settings.run_steps_min, len(stretch_T) // 3)
+        before_T = stretch_T[:-newest]
+        if len(before_T) < self._settings.run_steps_min // 2:
+            before_T = stretch_T
+        return median(stretch_T[-newest:]) > 0.5 * median(before_T)
+
+    def _onset(self, x_T: Array, length: int) -> int:
+        """Where the level changed: from there on the steps speak most for the new level against the old one."""
+        past_T, newest_T = x_T[:-length], x_T[-length:]
+        old = max(0.0, median(past_T)) if len(past_T) >= _PAST_STEPS_MIN else 0.0
+        change = median(newest_T) - old
+        gain_T = np.clip(x_T - old, -change, 2.0 * change) - 0.5 * change
+        from_here_T = np.cumsum(gain_T[::-1])[::-1]
+        return int(np.argmax(from_here_T[: len(x_T) - self._settings.run_steps_min + 1]))
+
+    def _sureness(self, stretch: _Stretch) -> float | None:
+        """z of the question that is passed more surely; None where none is."""
+        newest_T, length, settings = stretch.newest_T, stretch.length, self._settings
+        least = min(self._level_min, self._rise_min)
+        if median(newest_T) < _NEAR_SHARE * least:
+            return None
+        residuals = stretch.residuals()
+        scale = scale_of(residuals, stretch.floor)
+        level = location(newest_T, scale)
+        if level < least:
+            return None
+        noise = max(long_run_noise(residuals, stretch.floor), _OTHERS_SHARE * stretch.others_noise)
+        error = noise / np.sqrt(length)
+        past = location(stretch.past_T, scale) if stretch.has_past else 0.0
+        rise_error = error * np.sqrt(1.0 + length / max(1, len(stretch.past_T)))
+        z = float((level - self._null) / error)
+        rise_z = float((level - max(0.0, past) - self._rise_null) / rise_error)
+        if self._ranks == 2 and stretch.has_past and not self._rose(stretch, level - past, rise_z):
+            return None
+        ordered_T = np.sort(newest_T)
+        low = float(ordered_T[int(self._fast_share * length)])
+        is_slow = z >= self._z_min and level >= self._level_min and low >= 0.5 * self._null
+        is_slow = is_slow and length * level >= settings.lost_work_min
+        has_risen = (
+            length >= settings.rise_steps_min
+            and len(stretch.past_T) >= _RISE_PAST_STEPS_MIN
+            and rise_z >= (settings.pair_rise_z_min if self._ranks == 2 else self._z_min)
+            and min(level, level - past) >= self._rise_min
+            and float(ordered_T[int(settings.rise_fast_share_max * length)]) >= past
+        )
+        found = ([z] if is_slow else []) + ([rise_z] if has_risen else [])
+        return max(found, default=None)
+
+    def _rose(self, stretch: _Stretch, apart: float, rise_z: float) -> bool:
+        return rise_z >= self._settings.pair_z_min and stretch.own_rise() >= _OWN_RISE_SHARE * apart
+
+
+def _lengths(least: int, most: int) -> list[int]:
+    found = list(range(least, min(most, _EVERY_LENGTH_UPTO) + 1))
+    while found and found[-1] * _LENGTH_GROWTH <= most:
+        found.append(max(found[-1] + 1, int(found[-1] * _LENGTH_GROWTH)))
+    return found + ([most] if found and found[-1] < most else [])

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from instep_diagnosis.detectors.calibration import calibrated
+from instep_diagnosis.detectors.faint import find_intermittent
 from instep_diagnosis.detectors.node_or_job import RankNodeFacts, attribute
-from instep_diagnosis.detectors.slowdown import Slowdown, find_faint_slowdowns, find_slowdowns
+from instep_diagnosis.detectors.slowdown import Limits, Slowdown, find_slowdowns
 from instep_diagnosis.detectors.work import Array, StepArrays, peers_median, step_arrays
 from instep_diagnosis.evidence import JobSteps
 from instep_diagnosis.settings import StragglerSettings
@@ -42,43 +43,93 @@ def detect_stragglers(job: JobSteps, settings: StragglerSettings | None = None) 
     opens no incident.
     """
     settings = settings or StragglerSettings()
-    arrays = step_arrays(job, window_steps=settings.window_steps)
+    arrays = step_arrays(job, window_steps=window_of(len(job.steps), settings))
     return [] if arrays is None else detect_in_arrays(job, arrays, settings)
+
+
+def window_of(ranks: int, settings: StragglerSettings) -> int:
+    """How many of the newest steps of a job of so many ranks are looked at.
+
+    >>> window_of(4, StragglerSettings()), window_of(8192, StragglerSettings())
+    (128, 64)
+    """
+    affordable = settings.window_rank_steps_max // max(1, ranks)
+    return max(settings.window_steps_min, min(settings.window_steps, affordable))
 
 
 def detect_in_arrays(job: JobSteps, arrays: StepArrays, settings: StragglerSettings | None = None) -> list[Verdict]:
     """The same where the steps are arrays already; `job` tells names and nodes."""
     settings = settings or StragglerSettings()
-    found = _by_channel(arrays, settings)
+    found = _by_channel(job, arrays, settings)
     # When half of the ranks or more stand out, "slow" and "peers" have lost their meaning.
     if 2 * len(found) > len(arrays.ranks) or (len(arrays.ranks) > 2 and 2 * len(found) == len(arrays.ranks)):
         return []
     return [_verdict(job, arrays, item) for item in found[: settings.findings_max]]
 
 
-def _by_channel(arrays: StepArrays, settings: StragglerSettings) -> list[_Found]:
+def _by_channel(job: JobSteps, arrays: StepArrays, settings: StragglerSettings) -> list[_Found]:
     """Slow work first; then, for ranks whose work is not slow, waiting for a core and waiting for data."""
     own_TR = arrays.own_seconds_TR
     starved_TR = np.nan_to_num(arrays.starved_seconds_TR)
+    disturbance = disturbance_of(arrays, settings)
     channels = [
-        (0.0 * starved_TR, settings.slowdown_ratio_min, None),
-        (starved_TR, settings.starved_ratio_min, Cause.STARVED),
-        (arrays.data_seconds_TR, settings.data_ratio_min, Cause.DATA),
+        (0.0 * starved_TR, Limits(settings.slowdown_ratio_min, settings.rise_ratio_min, disturbance), None),
+        (starved_TR, Limits(settings.starved_ratio_min, None, disturbance), Cause.STARVED),
+        (arrays.data_seconds_TR, Limits(settings.data_ratio_min, None, disturbance), Cause.DATA),
     ]
     found: dict[int, _Found] = {}
-    for extra_TR, ratio_min, cause in channels:
+    for extra_TR, limits, cause in channels:
         if cause is not None and not np.nan_to_num(extra_TR).any():
             continue
+        if cause is Cause.STARVED and _is_pair_of_one_node(job, arrays):
+            continue
         work_TR = own_TR + extra_TR
-        for slow in find_slowdowns(work_TR, ratio_min, settings):
-            if cause is not None and not _lasts(extra_TR, slow, settings):
+        for slow in find_slowdowns(work_TR, limits, settings):
+            if cause is not None and not _is_cause(work_TR, extra_TR, slow, settings):
                 continue
-            if slow.column not in found and _waits_least(arrays, slow):
+            if slow.column not in found and _waits_least(arrays, slow, cause):
                 found[slow.column] = _Found(slow, cause or _compute_or_stall(arrays, slow), work_TR)
-    if not found:
-        faint = find_faint_slowdowns(own_TR, settings)
+    # Where neighbours disturb, single slow steps are theirs.
+    if not found and disturbance < settings.disturbance_min:
+        faint = find_intermittent(own_TR, settings)
         found = {s.column: _Found(s, _compute_or_stall(arrays, s), own_TR) for s in faint if _waits_least(arrays, s)}
     return sorted(found.values(), key=lambda item: -item.slow.ratio)
+
+
+def _is_pair_of_one_node(job: JobSteps, arrays: StepArrays) -> bool:
+    """Whether the only peer has the same cores: which of the two waits for one is chance, and may be so for long."""
+    return len(arrays.ranks) == 2 and len({job.nodes.get(rank, "") for rank in arrays.ranks}) == 1
+
+
+def disturbance_of(arrays: StepArrays, settings: StragglerSettings) -> float:
+    """How far neighbours on the ranks' cores may explain that ranks come apart, from 0 to 1.
+
+    Time without a core is taken off a rank's work, but not what a shared core costs beyond it: CPU time of the same
+    work was seen to grow by half while the core's other thread was busy. So it is the share of CPU time in the work,
+    as far as ranks were seen to wait for cores. 0 where neither was observed.
+    """
+    own_TR, starved_TR, cpu_TR = arrays.own_seconds_TR, arrays.starved_seconds_TR, arrays.cpu_seconds_TR
+    known_TR = np.isfinite(own_TR) & np.isfinite(starved_TR) & np.isfinite(cpu_TR)
+    if not known_TR.any():
+        return 0.0
+    work = float(own_TR[known_TR].sum())
+    crowded = float(starved_TR[known_TR].sum()) / work / settings.disturbed_starved_share
+    return min(1.0, float(cpu_TR[known_TR].sum()) / work) * min(1.0, crowded)
+
+
+def _is_cause(work_TR: Array, extra_TR: Array, slow: Slowdown, settings: StragglerSettings) -> bool:
+    """Whether waiting explains the slowdown: it lasts, makes up most of what the rank loses against its peers, and is
+    beyond what others wait, and the rank itself at other times. Where all wait for cores now and then there are too few
+    of them, and whose turn it is is chance."""
+    rows = list(slow.rows)
+    if not _lasts(extra_TR, slow, settings):
+        return False
+    if _excess(extra_TR[rows], slow.column) < 0.5 * _excess(work_TR[rows], slow.column):
+        return False
+    elsewhere_TR = extra_TR.copy()
+    elsewhere_TR[rows, slow.column] = np.nan
+    usual = float(np.nanquantile(elsewhere_TR, settings.waits_usual_quantile))
+    return float(np.nanmedian(extra_TR[rows, slow.column])) >= settings.waits_beyond_usual * usual
 
 
 def _lasts(extra_TR: Array, slow: Slowdown, settings: StragglerSettings) -> bool:
@@ -88,9 +139,15 @@ def _lasts(extra_TR: Array, slow: Slowdown, settings: StragglerSettings) -> bool
     return int(np.sum(extra_T > 0.25 * extra_T.max(initial=0.0))) >= settings.run_steps_min
 
 
-def _waits_least(arrays: StepArrays, slow: Slowdown) -> bool:
-    """Peers wait for a straggler, and it for nobody: its wait lies below theirs in the stretch."""
-    wait_TR = arrays.wait_seconds_TR[list(slow.rows)]
+def _waits_least(arrays: StepArrays, slow: Slowdown, cause: Cause | None = None) -> bool:
+    """Peers wait for a straggler, and it for nobody: its wait lies below theirs in the stretch.
+
+    Where work is slow, waiting for a core counts too: a peer that had none for a while makes the slow rank wait.
+    """
+    rows = list(slow.rows)
+    wait_TR = arrays.wait_seconds_TR[rows]
+    if cause is None:
+        wait_TR = wait_TR + np.nan_to_num(arrays.starved_seconds_TR[rows])
     own = float(np.nanmean(wait_TR[:, slow.column]))
     others = np.nanmean(np.delete(wait_TR, slow.column, axis=1))
     return own < float(others)
