@@ -26,29 +26,34 @@ Case = dict[str, Any]
 BOUND_STEPS = 20
 """A slow rank is to be named within so many steps."""
 WINDOW_STEPS = StragglerSettings().window_steps
+SIMULATED_HEALTHY_EVERY = 4
+"""Of the steps without a fault, so many are watched in simulated jobs, which are many; in real ones all."""
 FIRST_STEPS = 16
 """Steps before anybody is asked: no method knows a job by fewer."""
 
 
 def watch_steps(job: JobSteps, steps: Iterable[int], *, onset: int, rank: int | None) -> Case:
-    """The answers of all methods over the steps of one episode; they stop at the first one each gives."""
+    """The answers of all methods at every step of one episode; they stop at the first one each gives. Each may look at
+    what the job did before, as the server can."""
     numbers = list(steps)
-    rows = {r: tuple(row for row in found if row.step in range(numbers[0], numbers[-1] + 1))
-            for r, found in job.steps.items()}  # fmt: skip
 
     def upto(end: int) -> JobSteps:
         begin = end - WINDOW_STEPS
-        kept = {r: tuple(row for row in found if begin < row.step <= end) for r, found in rows.items()}
+        kept = {r: tuple(row for row in found if begin < row.step <= end) for r, found in job.steps.items()}
         return JobSteps(job.job, job.run, job.attempt, kept, job.nodes)
 
-    return _watch(upto, numbers, onset=onset, rank=rank)
+    return _watch(upto, numbers, onset=onset, rank=rank, healthy_every=1)
 
 
 def watch_case(case: StepCase) -> Case:
     """A simulated job: the same, with who has to mend it."""
     numbers = list(range(len(case.own_TR)))
     found = _watch(
-        lambda end: case.reports(end + 1, window_steps=WINDOW_STEPS), numbers, onset=case.onset, rank=case.rank
+        lambda end: case.reports(end + 1, window_steps=WINDOW_STEPS),
+        numbers,
+        onset=case.onset,
+        rank=case.rank,
+        healthy_every=SIMULATED_HEALTHY_EVERY,
     )
     owner = found["answers"]["instep"].pop("owner")
     return {
@@ -60,13 +65,15 @@ def watch_case(case: StepCase) -> Case:
     }  # fmt: skip
 
 
-def _watch(upto: Callable[[int], JobSteps], numbers: list[int], *, onset: int, rank: int | None) -> Case:
+def _watch(
+    upto: Callable[[int], JobSteps], numbers: list[int], *, onset: int, rank: int | None, healthy_every: int
+) -> Case:
     answers: dict[str, Case] = {"instep": _none() | {"owner": ""}, **{name: _none() for name in BASELINES}}
     for end in numbers[FIRST_STEPS:]:
         if all(answer["at"] is not None for answer in answers.values()):
             break
-        # Before its onset a fault cannot be found: every fourth step tells of false alarms.
-        if (rank is None or end < onset) and end % 4:
+        # Before its onset a fault cannot be found: some steps tell of false alarms.
+        if (rank is None or end < onset) and end % healthy_every:
             continue
         _ask(answers, upto(end), end, onset)
     return {"onset": onset, "answers": answers}

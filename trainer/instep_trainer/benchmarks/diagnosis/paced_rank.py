@@ -49,16 +49,6 @@ class PlannedFault:
 
 
 @dataclass(frozen=True, slots=True)
-class Slowness:
-    """One rank works longer in some steps."""
-
-    rank: int
-    ratio: float
-    first: int
-    last: int
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything that the ranks of one job do. Seconds of work are by step and rank."""
 
@@ -68,9 +58,11 @@ class Plan:
     steps: int
     work_seconds_TR: Sequence[Sequence[float]]
     faults: tuple[PlannedFault, ...] = ()
-    slow: tuple[Slowness, ...] = ()
-    is_cpu_bound: bool = False
-    """Work is computing, not waiting."""
+    unit_seconds: float = 0.0
+    """Work is computing, in units that count as so many seconds (`unit_seconds`): so all ranks have the same units for
+    the same seconds. 0: work is a timed wait."""
+    tokens_TR: Sequence[Sequence[int]] = ()
+    """What each step worked on, as a script would report it; empty where none does."""
 
 
 @dataclass(slots=True)
@@ -159,8 +151,6 @@ def _step(own: _Rank, step: int) -> None:
     faults = {fault.item: fault for fault in own.plan.faults if fault.step == step and fault.rank == own.rank}
     program = own.plan.programs[own.rank]
     work = own.plan.work_seconds_TR[step][own.rank]
-    for slow in own.plan.slow:
-        work *= slow.ratio if slow.rank == own.rank and slow.first <= step <= slow.last else 1.0
     place = 0
     before = own.recorder.enter_phase("forward")
     while place < len(program):
@@ -168,7 +158,7 @@ def _step(own: _Rank, step: int) -> None:
         place += _do(own, program, place, faults.get(place))
         own.progress[own.rank] += 1
     own.recorder.leave_phase(before)
-    own.recorder.finish_step(step + 1)
+    own.recorder.finish_step(step + 1, own.plan.tokens_TR[step][own.rank] if own.plan.tokens_TR else 0)
 
 
 def _do(own: _Rank, program: Program, place: int, fault: PlannedFault | None) -> int:
@@ -220,10 +210,10 @@ def _hang(own: _Rank, kind: str) -> None:
 
 
 def _work(own: _Rank, seconds: float) -> None:
-    if not own.plan.is_cpu_bound:
+    if own.plan.unit_seconds <= 0.0:
         time.sleep(seconds)
         return
-    for _ in range(max(1, round(seconds / _unit_seconds()))):
+    for _ in range(max(1, round(seconds / own.plan.unit_seconds))):
         _unit()
 
 
@@ -231,19 +221,14 @@ def _unit() -> float:
     return float(sum(range(2_000)))
 
 
-_UNIT: list[float] = []
-
-
-def _unit_seconds() -> float:
-    """What one unit of work took this process when it began, alone."""
-    if not _UNIT:
-        times = []
-        for _ in range(50):
-            began = time.thread_time()
-            _unit()
-            times.append(time.thread_time() - began)
-        _UNIT.append(max(1e-7, sorted(times)[len(times) // 2]))
-    return _UNIT[0]
+def unit_seconds() -> float:
+    """What one unit of computing takes here: the fastest fifth of many, since neighbours only ever add to it."""
+    times = []
+    for _ in range(500):
+        began = time.thread_time()
+        _unit()
+        times.append(time.thread_time() - began)
+    return max(1e-7, sorted(times)[len(times) // 5])
 
 
 def _call(own: _Rank, item: Item) -> None:

@@ -11,7 +11,7 @@ from instep_diagnosis.detectors.work import own_seconds
 from instep_diagnosis.simulation.programs import STEPS as PROGRAM_STEPS
 from instep_diagnosis.simulation.programs import training
 
-from instep_trainer.benchmarks.diagnosis.paced_rank import Plan
+from instep_trainer.benchmarks.diagnosis.paced_rank import Plan, unit_seconds
 from instep_trainer.benchmarks.diagnosis.real_jobs import real_job
 
 STEPS = 600
@@ -36,7 +36,7 @@ def _record(kind: str) -> list[list[float]]:
     programs = tuple(program[: len(program) // PROGRAM_STEPS] for program in job.programs)
     steps = STEPS + WARM_UP_STEPS
     work = [[WORK_SECONDS[kind]] * len(programs)] * steps
-    plan = Plan(job.groups, programs, steps, work, is_cpu_bound=kind == "cpu")
+    plan = Plan(job.groups, programs, steps, work, unit_seconds=unit_seconds() if kind == "cpu" else 0.0)
     with real_job(plan) as running:
         outcome = running.wait()
         if outcome != "done":
