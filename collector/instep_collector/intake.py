@@ -135,6 +135,12 @@ class Intake:
         self._apply_node_dump(dump, self._clock.monotonic())
         return dump.order
 
+    def expect_boot(self, node: str, boot_id: str, booted_at: float) -> None:
+        """Know since when (monotonic) a node runs, from before this server was started: frames that waited meanwhile
+        are then as old as they are.
+        """
+        self._deliveries.expect(node, boot_id, booted_at, now=self._clock.monotonic())
+
     def replay(self) -> int:
         """Apply what the journal still holds of the last minutes; returns how many records. Receipt times are kept.
 

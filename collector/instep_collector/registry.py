@@ -101,9 +101,18 @@ class NodeState:
     is_stored: bool = False
     """The store has this boot and these GPUs."""
     booted_at: float | None = None
-    """When this boot began, on the server's monotonic clock; None until a frame of it came."""
+    """When this boot began, on the server's monotonic clock, as its newest frame says; None until one came."""
+    booted_at_stored: float | None = None
+    """… as the store has it."""
     past_boots: tuple[str, ...] = ()
     """Boots before this one, newest last."""
+
+    @property
+    def has_boot_moved(self) -> bool:
+        """Whether the boot began at another time than the store has it: the first frames were late, or clocks drift."""
+        if self.booted_at is None or self.booted_at_stored is None:
+            return self.booted_at is not self.booted_at_stored
+        return abs(self.booted_at - self.booted_at_stored) > BOOT_APART_SECONDS
 
 
 class Registry:
@@ -191,7 +200,7 @@ class Registry:
             state.past_boots = (*(boot for boot in state.past_boots if boot != boot_id), state.boot_id)
             state.past_boots = state.past_boots[-PAST_BOOTS_MAX:]
             state.booted_at = None
-        state.booted_at = booted_at if state.booted_at is None else state.booted_at
+        state.booted_at = state.booted_at if booted_at is None else booted_at
         if state.boot_id != boot_id or (gpus is not None and gpus != state.gpus):
             state.is_stored = False
             state.boot_id, state.gpus = boot_id, state.gpus if gpus is None else gpus

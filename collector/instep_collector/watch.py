@@ -202,8 +202,12 @@ class Watch:
 
     def _store_nodes(self, now: float) -> None:
         """Bring new events and changed nodes from the journal's safety into the store."""
-        nodes = [node for node in self._registry.nodes.values() if not node.is_stored]
         is_seen_due = now - self._nodes_seen_at >= NODES_SEEN_SECONDS
+        nodes = [
+            node
+            for node in self._registry.nodes.values()
+            if not node.is_stored or (is_seen_due and node.has_boot_moved)
+        ]
         events = self._intake.events_waiting[:1000]
         if not (nodes or events or is_seen_due):
             return
@@ -211,7 +215,13 @@ class Watch:
         with self._store.begin() as session:
             for node in nodes:
                 node_queries.keep_node(
-                    session, node.node, cluster=node.cluster, boot_id=node.boot_id, gpus=node.gpus, at=realtime
+                    session,
+                    node.node,
+                    cluster=node.cluster,
+                    boot_id=node.boot_id,
+                    gpus=node.gpus,
+                    at=realtime,
+                    booted_at=None if node.booted_at is None else realtime - (now - node.booted_at),
                 )
             if is_seen_due:
                 heard = [
@@ -221,5 +231,5 @@ class Watch:
             node_queries.keep_events(session, events)
         del self._intake.events_waiting[: len(events)]
         for node in nodes:
-            node.is_stored = True
+            node.is_stored, node.booted_at_stored = True, node.booted_at
         self._nodes_seen_at = now if is_seen_due else self._nodes_seen_at

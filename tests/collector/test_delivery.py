@@ -46,3 +46,19 @@ def test_a_node_that_slept_is_not_late_for_ever():
     late = [deliveries.delay_seconds(frame(n, at=1000.0 + n), 100.0 + n) for n in range(1, 90)]
     assert late[0] > 99.0
     assert late[-1] == 0.0
+
+
+def test_a_spool_that_takes_minutes_to_empty_stays_as_old_as_it_is():
+    deliveries = Deliveries()
+    deliveries.delay_seconds(frame(0, at=1000.0), 0.0)
+    for number in range(180):  # An hour without the server, given ten seconds of frames a second.
+        sent, came = 1.0 + 10.0 * number, 3600.0 + number
+        assert abs(deliveries.delay_seconds(frame(number, at=1000.0 + sent), came) - (came - sent)) < 0.01
+
+
+def test_a_server_that_starts_again_goes_on_with_the_distance_that_it_kept():
+    deliveries = Deliveries()
+    deliveries.expect("n", "b", -1000.0, now=5000.0)
+    assert abs(deliveries.delay_seconds(frame(0, at=2000.0), 5000.0) - 4000.0) < 0.01
+    assert deliveries.delay_seconds(frame(1, at=6000.0), 5000.0) == 0.0
+    assert deliveries.delay_seconds(frame(0, at=2000.0, boot="other"), 5000.0) == 0.0, "of it nothing is known"

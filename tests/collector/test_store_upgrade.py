@@ -4,12 +4,12 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from instep_collector.errors import StartError
-from instep_collector.store import engine, incidents, plans
+from instep_collector.store import engine, incidents, nodes, plans
 from instep_collector.store.engine import MIGRATIONS, Store
 from sqlalchemy import Engine, MetaData, create_engine, insert
 
 
-def database(url: str, revision: str) -> Engine:
+def as_of(url: str, revision: str) -> Engine:
     """A database as a server of that revision made it."""
     made = create_engine(url)
     config = Config()
@@ -83,19 +83,40 @@ def check(store: Store) -> None:
         assert plans.get(session, 7).version == 2
 
 
-def test_a_database_of_the_first_schema_keeps_its_incidents_plans_and_actions(tmp_path):
-    url = f"sqlite:///{tmp_path}/a.db"
-    made = database(url, "0001")
+def test_a_database_of_the_first_schema_keeps_its_incidents_plans_and_actions(database):
+    made = as_of(database, "0001")
     fill(made)
     made.dispose()
-    store = Store(url)
+    store = Store(database)
     check(store)
+    store.close()
+
+
+def test_the_plan_of_a_drill_of_an_earlier_version_is_one_and_a_real_one_or_one_by_hand_is_not(database):
+    made = as_of(database, "0002")
+    fill(made)
+    tables = MetaData()
+    tables.reflect(made)
+    with made.begin() as connection:
+        drill = INCIDENT | {"id": "inc-2", "identity": "another", "is_drill": True}
+        connection.execute(insert(tables.tables["incidents"]).values(drill))
+        for number, incident in ((8, "inc-2"), (9, None)):
+            connection.execute(insert(tables.tables["plans"]).values(PLAN | {"id": number, "incident": incident}))
+        seen = {"first_seen_at": 1.0, "last_seen_at": 2.0}
+        node = {"node": "node-b", "cluster": "c", "boot_id": "boot-1", "gpus": [], **seen}
+        connection.execute(insert(tables.tables["nodes"]).values(node))
+    made.dispose()
+    store = Store(database)
+    with store.begin() as session:
+        assert [plans.get(session, number).is_drill for number in (7, 8, 9)] == [False, True, False]
+        assert incidents.get(session, "inc-2").mended is None
+        assert nodes.get(session, "node-b").booted_at is None
     store.close()
 
 
 def test_an_upgrade_that_fails_half_way_leaves_the_schema_it_found(tmp_path, monkeypatch):
     url = f"sqlite:///{tmp_path}/a.db"
-    made = database(url, "0001")
+    made = as_of(url, "0001")
     fill(made)
     upgrade = command.upgrade
 

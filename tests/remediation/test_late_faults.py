@@ -112,3 +112,34 @@ def test_a_fault_of_this_boot_stands_although_an_earlier_boot_is_told_after_it(t
             assert [latch["count"] for latch in (await bench.get("/api/v1/nodes/node-b"))["latched"]] == [1]
 
     play(story)
+
+
+@pytest.mark.parametrize("clock_error", [0.0, 90.0], ids=["right clock", "90 s off"])
+def test_a_frame_that_waited_while_the_server_was_away_is_as_old_as_it_is(tmp_path, clock_error):
+    async def story():
+        job = FakeJob()
+        policy = Policy(nodes=NodePolicy(drain="auto"))
+        async with server(tmp_path) as bench:
+            await bench.send(wrong(of_boot(job.frame("node-b", [], bench.clock), "boot-1", 500.0), clock_error))
+            await settle(bench, 1)
+        spooled = of_boot(job.frame("node-b", [], bench.clock, (job.xid(text=XID_95),)), "boot-1", 560.0)
+        happened_at = bench.clock.realtime() + 58.8  # A minute after the first frame, less 1 s and 0.2 s.
+        (tmp_path / "journal").rename(tmp_path / "lost")  # As if its segments had been used up.
+        bench.clock.move(1800.0)
+        bench.clock.seconds += 77_777.0  # Another start of the machine: only its real time goes on.
+        async with server(tmp_path, bench.clock, policy, ScriptedExecutor()) as again:
+            await again.send(wrong(spooled, clock_error))
+            await settle(again)
+            (incident,) = await again.incidents("open")
+            assert incident["timeline"]["onset_realtime"] == pytest.approx(happened_at, abs=0.1)
+            (plan,) = (await again.get("/api/v1/plans"))["plans"]
+            assert "Nothing is planned about nodes: the evidence is" in plan["reason"]
+
+    play(story)
+
+
+def wrong(frame, seconds):
+    """The same frame of a node whose real time is wrong."""
+    told = msgspec.msgpack.decode(frame, type=Frame)
+    anchor = replace(told.anchor, realtime_ns=told.anchor.realtime_ns + int(seconds * 1e9))
+    return msgspec.msgpack.encode(replace(told, anchor=anchor))

@@ -82,6 +82,8 @@ class Node(Base):
     gpus: Mapped[list[Any]]
     first_seen_at: Mapped[float]
     last_seen_at: Mapped[float]
+    booted_at: Mapped[float | None]
+    """When this boot began by its frames, on the server's clock."""
 
 
 class EventRow(Base):

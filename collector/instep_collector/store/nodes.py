@@ -17,14 +17,21 @@ DRILLS_MAX = 1000
 
 
 def keep_node(
-    session: Session, node: str, *, cluster: str, boot_id: str, gpus: tuple[GpuReport, ...], at: float
+    session: Session,
+    node: str,
+    *,
+    cluster: str,
+    boot_id: str,
+    gpus: tuple[GpuReport, ...],
+    at: float,
+    booted_at: float | None = None,
 ) -> None:
     """Keep what is known of a node now."""
     row = session.get(Node, node)
     if row is None:
         row = Node(node=node, cluster=cluster, boot_id=boot_id, gpus=[], first_seen_at=at, last_seen_at=at)
         session.add(row)
-    row.cluster, row.boot_id, row.last_seen_at = cluster, boot_id, at
+    row.cluster, row.boot_id, row.last_seen_at, row.booted_at = cluster, boot_id, at, booted_at
     if gpus:
         row.gpus = msgspec.to_builtins(gpus)
 

@@ -251,12 +251,16 @@ class Runtime:
                 run.is_attempt_over = attempt.ended_at is not None
                 run.heard_at = now - max(0.0, realtime - attempt.opened_at)  # The journal knows of later heartbeats.
             for node in nodes.nodes(session):
+                booted_at = None if node.booted_at is None else now - (realtime - node.booted_at)
+                if booted_at is not None:
+                    self.intake.expect_boot(node.node, node.boot_id, booted_at)
                 self.registry.see_node(
                     node.node,
                     cluster=node.cluster,
                     boot_id=node.boot_id,
                     gpus=msgspec.convert(node.gpus, tuple[GpuReport, ...]),
                     at=now - max(0.0, realtime - node.last_seen_at),
+                    booted_at=booted_at,
                 )
 
 
