@@ -195,7 +195,7 @@ class Scenario:
         rows = self.view("GET", "/api/v1/audit")[1]["audit"]
         (approval,) = [row for row in rows if row["action"] == "approve"]
         assert (approval["actor"], approval["subject"]) == ("operate", f"plan {plan}")
-        assert approval["reason"] == "GPU 0 is to be replaced"
+        assert approval["reason"] == "[DRILL] GPU 0 is to be replaced"
         assert all(row["actor"] != "view" for row in rows)
 
     def the_repaired_node_ends_the_alert(self, incident: str) -> None:
