@@ -17,20 +17,20 @@ from typing import Any
 import msgspec
 
 from instep_agent.config import AgentConfig, load_config
-from instep_agent.connection import Tls
 from instep_agent.errors import AgentError, ConfigurationInvalid
-from instep_agent.exposition import Exposition
-from instep_agent.flight_recorder import RecorderFiles
-from instep_agent.keeping import Sweeper
+from instep_agent.exposition.page import Page
+from instep_agent.exposition.server import Exposition
 from instep_agent.node import Node, Source
 from instep_agent.once import ask_all, print_check, print_seen
-from instep_agent.orders import OrderKeeper
-from instep_agent.page import Page
-from instep_agent.runner import STOP_CHECK_SECONDS, Runner
+from instep_agent.ranks.flight_recorder import RecorderFiles
+from instep_agent.ranks.keeping import Sweeper
+from instep_agent.ranks.orders import OrderKeeper
+from instep_agent.running.runner import STOP_CHECK_SECONDS, Runner
+from instep_agent.running.watchdog import Watchdog
 from instep_agent.sources import all_sources
-from instep_agent.spool import Spool
-from instep_agent.uplink import UPLINK_METRICS, Uplink
-from instep_agent.watchdog import Watchdog
+from instep_agent.uplink.connection import Tls
+from instep_agent.uplink.sender import UPLINK_METRICS, Uplink
+from instep_agent.uplink.spool import Spool
 from instep_agent.wire import Frame
 
 FINE, USED_WRONGLY, COULD_NOT_LOOK = 0, 2, 3

@@ -13,9 +13,9 @@ import msgspec
 
 from instep_agent.drills import DRILLS_FOLDER
 from instep_agent.errors import ConfigurationInvalid
-from instep_agent.keeping import KEEP_SECONDS
+from instep_agent.ranks.keeping import KEEP_SECONDS
 from instep_agent.sources.nccl_ras import ADDRESSES
-from instep_agent.spool import AGE_SECONDS_MAX, BYTES_MAX
+from instep_agent.uplink.spool import AGE_SECONDS_MAX, BYTES_MAX
 
 PAGE_SERIES_MAX = 1500
 Seconds = Annotated[float, msgspec.Meta(ge=0.05, le=3600)]

@@ -66,7 +66,7 @@ class Source(Protocol):
     agent's own thread may have `wake_descriptor() -> int`: a descriptor that becomes readable when there is something
     to collect, or -1; then it is asked at once, and otherwise only every second. It may also have
     `last_words(node) -> Iterator[Fact]`: what it has counted and not said yet, asked for when the agent stops. One in a
-    child may have `watch(node, timeout_seconds)` (`instep_agent.isolation`).
+    child may have `watch(node, timeout_seconds)` (`instep_agent.running.isolation`).
     """
 
     @property

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from instep_agent.node import rights_of
-from instep_agent.runner import Runner
-from instep_agent.source_state import SourceState
+from instep_agent.running.runner import Runner
+from instep_agent.running.source_state import SourceState
 from instep_agent.wire import Frame
 
 WORDS = {"ok": "present", "absent": "absent", "failed": "failing", "stuck": "failing"}

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from instep_agent.exposition.page import FRAMES_ONLY, PAGE_METRICS
 from instep_agent.metric import Metric
 from instep_agent.node import Source, rights_of
-from instep_agent.page import FRAMES_ONLY, PAGE_METRICS
-from instep_agent.runner import RUNNER_METRICS
+from instep_agent.running.runner import RUNNER_METRICS
 from instep_agent.sources import all_sources
-from instep_agent.uplink import UPLINK_METRICS
+from instep_agent.uplink.sender import UPLINK_METRICS
 
 _OPENING = """\
 # The agent's sources and metrics

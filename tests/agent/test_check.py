@@ -82,7 +82,7 @@ def test_places_given_before_the_word_hold_too(run):
 
 
 def test_a_driver_that_hangs_is_failing_and_the_command_ends(run, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("instep_agent.isolation.START_GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("instep_agent.running.isolation.START_GRACE_SECONDS", 0.2)
     source = FakeAccelerator(tmp_path / "fake")
     source.deadline_seconds = 0.3
     source.set("mode", "hang fake_state")

@@ -11,16 +11,16 @@ import pytest
 from fake_accelerator import FakeAccelerator
 from hypothesis import given
 from hypothesis import strategies as st
-from instep_agent.exposition import Exposition
+from instep_agent.exposition.page import Page
+from instep_agent.exposition.server import Exposition
 from instep_agent.metric import counter, gauge
-from instep_agent.page import Page
-from instep_agent.runner import Runner, Snapshot
+from instep_agent.running.runner import Runner, Snapshot
 from instep_agent.sources import all_sources
 from instep_agent.sources.gpu_inventory import GpuInventory
 from instep_agent.sources.host import Host
 from instep_agent.sources.kernel_log import KernelLog
 from instep_agent.sources.rank_records import RankRecords
-from instep_agent.uplink import UPLINK_METRICS
+from instep_agent.uplink.sender import UPLINK_METRICS
 from instep_agent.wire import GpuReport, RankReport, Sample
 from made_nodes import RECORDED, Clock, node_at
 from prometheus_client.parser import text_string_to_metric_families

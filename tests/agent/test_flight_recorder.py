@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from instep_agent import flight_recorder
-from instep_agent.flight_recorder import RecorderFiles, newest_entries, recorder_of
 from instep_agent.node import Node
-from instep_agent.orders import take_dumps
+from instep_agent.ranks import flight_recorder
+from instep_agent.ranks.flight_recorder import RecorderFiles, newest_entries, recorder_of
+from instep_agent.ranks.orders import take_dumps
 from ranks_at_work import Ranks
 
 DUMP = pickle.dumps({"version": "2.10", "entries": [{"collective_seq_id": 7}]})

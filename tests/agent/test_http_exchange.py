@@ -4,7 +4,7 @@ import socket
 import threading
 
 import pytest
-from instep_agent.http_exchange import HttpSocket, NotHttp
+from instep_agent.uplink.http_exchange import HttpSocket, NotHttp
 
 
 class Server:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from fake_accelerator import FakeAccelerator, WatchingAccelerator
-from instep_agent import isolation
-from instep_agent.runner import Runner
+from instep_agent.running import isolation
+from instep_agent.running.runner import Runner
 from made_nodes import Clock, node_at
 
 LONG_SECONDS = 20.0
@@ -229,7 +229,7 @@ def test_a_driver_that_crashes_between_two_turns_is_named_too(agent, tmp_path, c
 def test_no_third_process_is_started_beside_two_that_cannot_be_killed(agent, tmp_path, monkeypatch, caplog):
     source = FakeAccelerator(tmp_path / "fake")
     source.set("mode", "hang fake_state")
-    monkeypatch.setattr("instep_agent.child.Keeper.kill", lambda *_: None)  # the kernel does not let go of them
+    monkeypatch.setattr("instep_agent.running.child.Keeper.kill", lambda *_: None)  # the kernel does not let go of them
     it = agent(source)
     child = it.runner.children._children["fake"]
     for _ in range(60):
@@ -284,7 +284,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 from fake_accelerator import FakeAccelerator
 from instep_agent.node import Node
-from instep_agent.runner import Runner
+from instep_agent.running.runner import Runner
 source = FakeAccelerator(pathlib.Path({str(tmp_path)!r}) / "fake")
 runner = Runner(Node("n"), [source], lambda *_: None)
 first = 0
@@ -319,7 +319,7 @@ import sys, pathlib
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from fake_accelerator import FakeAccelerator
 from instep_agent.node import Node
-from instep_agent.runner import Runner
+from instep_agent.running.runner import Runner
 runner = Runner(Node("n"), [FakeAccelerator(pathlib.Path({str(tmp_path)!r}) / "fake")], lambda *_: None)
 while runner.states[0].turns_total < 1:
     runner.wait(min(0.1, runner.run_due()))

@@ -7,8 +7,8 @@ import time
 from dataclasses import replace
 
 import pytest
-from instep_agent.keeping import DOOMED, RunLook, Sweeper, may_remove, sweep
 from instep_agent.node import Node
+from instep_agent.ranks.keeping import DOOMED, RunLook, Sweeper, may_remove, sweep
 from made_records import new_writer
 from ranks_at_work import Ranks
 
@@ -143,7 +143,7 @@ def test_a_folder_with_something_of_another_user_in_it_is_kept(dead, later):
 
 def test_a_folder_of_another_user_is_kept_by_one_who_is_not_root(dead, later, monkeypatch):
     dead()
-    monkeypatch.setattr("instep_agent.keeping.os.geteuid", lambda: os.getuid() + 1)
+    monkeypatch.setattr("instep_agent.ranks.keeping.os.geteuid", lambda: os.getuid() + 1)
     assert sweep(later, keep_seconds=KEEP_SECONDS) == []
 
 

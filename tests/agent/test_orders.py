@@ -6,10 +6,10 @@ import threading
 import time
 
 import pytest
-from instep_agent import orders
+from instep_agent.host.processes import look_at, start_ticks
 from instep_agent.node import Node
-from instep_agent.orders import OrderKeeper, encode_dump, take_dumps
-from instep_agent.processes import look_at, start_ticks
+from instep_agent.ranks import orders
+from instep_agent.ranks.orders import OrderKeeper, encode_dump, take_dumps
 from instep_agent.wire import NodeDump, RankDump, StackFrame, ThreadStack
 from made_records import new_writer, report_of
 from order_server import DEADLINE_SECONDS, OrderServer
@@ -92,7 +92,7 @@ def test_a_rank_that_is_gone_leaves_its_record_and_a_sentence(ranks, tmp_path):
 
 def test_a_process_of_another_user_than_the_records_is_not_looked_at(ranks, tmp_path, monkeypatch):
     ranks.start(tmp_path)
-    monkeypatch.setattr("instep_agent.orders.owner_of", lambda _pid, _proc: os.geteuid() + 1)
+    monkeypatch.setattr("instep_agent.ranks.orders.owner_of", lambda _pid, _proc: os.geteuid() + 1)
     (dump,) = take_dumps(Node("node-a", record_root=tmp_path), "run", 0)
     assert dump.stacks == ()
     assert "is not of the user who owns the record of rank 0" in dump.missing[0]

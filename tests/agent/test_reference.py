@@ -57,7 +57,7 @@ def test_the_page_of_metrics_is_the_real_one():
 
 
 def test_every_event_of_the_agent_itself_is_on_the_page():
-    for name in ("runner.py", "sources/kernel_log.py"):
+    for name in ("running/runner.py", "sources/kernel_log.py"):
         text = (Path(reference.__file__).parent / name).read_text(encoding="utf-8")
         kinds = re.findall(r'(?:_fact\(|_say\(state, |Fact\(\s*|kind = |else )"([a-z]+_[a-z_]+)"', text)
         assert kinds

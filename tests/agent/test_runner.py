@@ -8,11 +8,11 @@ from itertools import pairwise
 
 import pytest
 from instep_agent.errors import Absent, SourceFailed
-from instep_agent.frames import SERIES_MAX
 from instep_agent.metric import gauge
 from instep_agent.node import Fact
-from instep_agent.runner import Runner
-from instep_agent.watchdog import Watchdog
+from instep_agent.running.runner import Runner
+from instep_agent.running.watchdog import Watchdog
+from instep_agent.uplink.frames import SERIES_MAX
 from instep_agent.wire import GpuReport, RankReport, Sample, StepReport
 from made_nodes import Clock, node_at
 

@@ -6,12 +6,12 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from instep_agent import spool_slot
 from instep_agent.columns import column_of
 from instep_agent.errors import ConfigurationInvalid
-from instep_agent.frames import FrameBuilder, Tick
 from instep_agent.node import Fact, Node
-from instep_agent.spool import Spool
+from instep_agent.uplink import spool_slot
+from instep_agent.uplink.frames import FrameBuilder, Tick
+from instep_agent.uplink.spool import Spool
 from instep_agent.wire import Frame, Sample
 
 SAMPLES = [Sample(name="x_bytes", labels=(("n", str(n)),), value=1.0) for n in range(50)]
@@ -192,7 +192,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("instep_agent.spool._write", full)
+    monkeypatch.setattr("instep_agent.uplink.spool._write", full)
     fill(spool, "event", "")
     spool.keep_dictionary("hash", b"x")
     assert [events for _, events, _ in drain(spool)] == [["event"], []]

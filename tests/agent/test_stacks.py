@@ -8,8 +8,8 @@ import time
 
 import pytest
 from instep_agent.errors import StacksUnavailable
-from instep_agent.processes import look_at, start_ticks
-from instep_agent.stacks import stacks_of
+from instep_agent.host.processes import look_at, start_ticks
+from instep_agent.ranks.stacks import stacks_of
 
 _ASLEEP = "import time\ndef stuck_here():\n print('ready', flush=True)\n time.sleep(60)\nstuck_here()"
 _HOLDS_GIL = (
@@ -84,7 +84,7 @@ def test_a_time_limit_that_is_missed_is_one_sentence(start):
 
 
 def test_a_missing_py_spy_is_one_sentence(monkeypatch, tmp_path):
-    monkeypatch.setattr("instep_agent.stacks.sys.executable", str(tmp_path / "python"))
+    monkeypatch.setattr("instep_agent.ranks.stacks.sys.executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StacksUnavailable, match="pip install py-spy"):
         stacks_of(1)

@@ -5,12 +5,12 @@ import ssl
 import pytest
 import trustme
 from ingest_server import DEADLINE_SECONDS, IngestServer
-from instep_agent.connection import Tls
 from instep_agent.errors import ConfigurationInvalid
-from instep_agent.frames import FrameBuilder, Tick
 from instep_agent.node import Fact, Node
-from instep_agent.spool import Spool
-from instep_agent.uplink import Uplink
+from instep_agent.uplink.connection import Tls
+from instep_agent.uplink.frames import FrameBuilder, Tick
+from instep_agent.uplink.sender import Uplink
+from instep_agent.uplink.spool import Spool
 
 
 class Authority:

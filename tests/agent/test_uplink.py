@@ -8,10 +8,10 @@ import pytest
 from ingest_server import DEADLINE_SECONDS, IngestServer
 from instep_agent.columns import column_of
 from instep_agent.errors import ConfigurationInvalid
-from instep_agent.frames import FrameBuilder, Tick, make_dictionary
 from instep_agent.node import Fact, Node
-from instep_agent.spool import Spool
-from instep_agent.uplink import Uplink
+from instep_agent.uplink.frames import FrameBuilder, Tick, make_dictionary
+from instep_agent.uplink.sender import Uplink
+from instep_agent.uplink.spool import Spool
 from instep_agent.wire import Sample
 
 SAMPLE = Sample(name="instep_host_load1", labels=(), value=1.5)

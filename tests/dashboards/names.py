@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import promql_parser
-from instep_agent.page import FRAMES_ONLY, PAGE_METRICS
-from instep_agent.runner import RUNNER_METRICS
+from instep_agent.exposition.page import FRAMES_ONLY, PAGE_METRICS
+from instep_agent.running.runner import RUNNER_METRICS
 from instep_agent.sources import SOURCES
 from instep_collector.metrics import metric_names
 from promql_parser import VectorSelector

@@ -5,7 +5,7 @@ import struct
 
 import msgspec
 import pytest
-from instep_agent.frames import make_dictionary
+from instep_agent.uplink.frames import make_dictionary
 from instep_agent.wire import Frame
 from instep_remediation.policy import NodePolicy, Policy
 from msgspec.structs import replace

@@ -25,7 +25,7 @@ from instep_agent.benchmarks.sink import Sink
 from instep_agent.benchmarks.storm import measure_storm
 from instep_agent.benchmarks.usage import cpu_seconds, group_of, memory
 from instep_agent.errors import AgentError
-from instep_agent.spool import BYTES_MAX
+from instep_agent.uplink.spool import BYTES_MAX
 
 WINDOW_SECONDS = 10.0
 SCRAPE_SECONDS = 15.0

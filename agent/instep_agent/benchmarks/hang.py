@@ -15,8 +15,8 @@ from instep_agent.benchmarks.receiver import Stored
 from instep_agent.benchmarks.simulated_node import SimulatedNode
 from instep_agent.benchmarks.usage import group_of
 from instep_agent.node import Source
-from instep_agent.runner import WOKEN_SECONDS
-from instep_agent.source_state import OUTCOMES
+from instep_agent.running.runner import WOKEN_SECONDS
+from instep_agent.running.source_state import OUTCOMES
 from instep_agent.sources import all_sources
 
 CALL = "nvmlDeviceGetPowerUsage"

@@ -16,7 +16,7 @@ from instep_agent.benchmarks.ports import value_of
 from instep_agent.benchmarks.relay import Acknowledged, Relay
 from instep_agent.benchmarks.simulated_node import SimulatedNode
 from instep_agent.errors import ConfigurationInvalid
-from instep_agent.spool import BYTES_MAX
+from instep_agent.uplink.spool import BYTES_MAX
 
 FAULTS_AROUND = 3
 """Before the server goes, and after it has come back."""

@@ -11,8 +11,8 @@ from instep_agent.benchmarks.receiver import Stored
 from instep_agent.benchmarks.simulated_node import SimulatedNode
 from instep_agent.benchmarks.stand_ins import scenario_pci
 from instep_agent.benchmarks.usage import group_of, memory
-from instep_agent.folding import WINDOW_SECONDS
 from instep_agent.inject.injection import DRILL_WORD
+from instep_agent.lines.folding import WINDOW_SECONDS
 
 EVENTS_MAX = 30
 BYTES_MAX = 60 << 20

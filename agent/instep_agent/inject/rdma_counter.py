@@ -5,7 +5,7 @@ from __future__ import annotations
 from instep_agent.drills import Change, Mark, Said
 from instep_agent.errors import ConfigurationInvalid
 from instep_agent.inject.injection import Injection, Target, TreeChange, needs_device
-from instep_agent.rdma_counter_table import BY_FILE
+from instep_agent.network.rdma_counter_table import BY_FILE
 
 COUNTER_DEFAULT = "symbol_error"
 FOLDER = "counters"

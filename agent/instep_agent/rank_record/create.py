@@ -10,7 +10,7 @@ from zlib import crc32
 
 from instep_agent.clocks import boot_id, read_anchor
 from instep_agent.errors import RankRecordError, RecordNoRoom, RecordTaken
-from instep_agent.processes import pid_namespace, start_ticks
+from instep_agent.host.processes import pid_namespace, start_ticks
 from instep_agent.rank_record import layout
 from instep_agent.rank_record.identity import RankIdentity
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from instep_agent.clocks import boot_id as current_boot_id
 from instep_agent.errors import RecordStale
-from instep_agent.processes import PROC, Process, look_at
+from instep_agent.host.processes import PROC, Process, look_at
 from instep_agent.rank_record.decode import Collective, Heartbeat
 from instep_agent.rank_record.reader import GroupState, RankRecord
 from instep_agent.wire import CollectiveEntry, GroupReport, RankReport

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from instep_agent.gpu.nvml import Driver, shared
 from instep_agent.node import Source
-from instep_agent.nvml import Driver, shared
-from instep_agent.rank_places import RankTable
+from instep_agent.ranks.places import RankTable
 from instep_agent.sources.clock import Clock
 from instep_agent.sources.disk_io import DiskIo
 from instep_agent.sources.ethernet import Ethernet

@@ -6,15 +6,15 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from instep_agent import pci
 from instep_agent.counters import CounterMemory, NoNumber, number
 from instep_agent.errors import Absent
-from instep_agent.ethtool import Ethtool
-from instep_agent.ethtool_table import LOSSLESS, METRICS, PAUSE, TRANSITIONS, Kept, kept
 from instep_agent.held_files import HeldFiles, names_in, text_of
+from instep_agent.host import pci
 from instep_agent.metric import Metric, counter, gauge
+from instep_agent.network.ethtool import Ethtool
+from instep_agent.network.ethtool_table import LOSSLESS, METRICS, PAUSE, TRANSITIONS, Kept, kept
+from instep_agent.network.rdma import Labels, sample
 from instep_agent.node import Fact, Node, Reading
-from instep_agent.rdma import Labels, sample
 from instep_agent.sight import check_listable
 
 CLASS = "sys/class/net"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from instep_agent.errors import Absent
-from instep_agent.gpu_files import gpus_of
+from instep_agent.gpu.files import gpus_of
+from instep_agent.host.pci import DEVICES
+from instep_agent.host.pci_places import nvidia_gpus
 from instep_agent.metric import gauge
 from instep_agent.node import Node
-from instep_agent.pci import DEVICES
-from instep_agent.pci_places import nvidia_gpus
 from instep_agent.sight import check_listable, check_readable
 from instep_agent.wire import Sample
 

@@ -6,8 +6,8 @@ import ctypes
 from collections.abc import Iterator
 from typing import Any
 
-from instep_agent import nvml
-from instep_agent.gpu import Gpu
+from instep_agent.gpu import nvml
+from instep_agent.gpu.device import Gpu
 from instep_agent.metric import Metric, counter
 from instep_agent.node import Fact, Node, Reading
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from instep_agent.errors import Absent
-from instep_agent.gpu_files import gpus_of
+from instep_agent.gpu.files import gpus_of
 from instep_agent.metric import Metric
 from instep_agent.node import Node
 from instep_agent.sight import check_listable, check_readable

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from instep_agent import nvml
-from instep_agent.gpu import Gpu, is_blank
+from instep_agent.gpu import nvml
+from instep_agent.gpu.device import Gpu, is_blank
 from instep_agent.metric import Metric, gauge
 from instep_agent.node import Node, Reading
 from instep_agent.wire import Sample

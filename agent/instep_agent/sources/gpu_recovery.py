@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from instep_agent import nvml
-from instep_agent.gpu import Field, Gpu
+from instep_agent.gpu import nvml
+from instep_agent.gpu.device import Field, Gpu
 from instep_agent.metric import Metric, gauge
 from instep_agent.node import Fact, Node, Reading
 from instep_agent.wire import Sample

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from instep_agent.errors import Absent, SourceFailed
-from instep_agent.file_watch import FileWatch
-from instep_agent.folding import WINDOW_SECONDS, Fold
-from instep_agent.kernel_lines import is_interesting, pid_of, unescaped
+from instep_agent.lines.folding import WINDOW_SECONDS, Fold
+from instep_agent.lines.kernel import is_interesting, pid_of, unescaped
 from instep_agent.metric import counter
 from instep_agent.node import Fact, Node
+from instep_agent.running.file_watch import FileWatch
 from instep_agent.wire import Sample
 
 DRILL_MARK = b"instep-drill"
@@ -35,13 +35,13 @@ def _no_rank(_pid: int) -> dict[str, str]:
 
 
 class KernelLog:
-    """Kernel log lines that may matter (`instep_agent.kernel_lines`), from `/dev/kmsg` beneath the root.
+    """Kernel log lines that may matter (`instep_agent.lines.kernel`), from `/dev/kmsg` beneath the root.
 
     Real device: one record a read, `priority,sequence,microseconds,flags;text` as in the kernel's
     Documentation/ABI/testing/dev-kmsg. A regular file or FIFO in its place is read as it grows, record by record or
     plain line by plain line; plain lines carry no time, so those that were there before the agent are not reported.
-    A line is sent at once; what says the same within 60 s is counted (`instep_agent.folding`), and numbers that the log
-    has skipped are reported as lost.
+    A line is sent at once; what says the same within 60 s is counted (`instep_agent.lines.folding`), and numbers that
+    the log has skipped are reported as lost.
     """
 
     name = "kernel_log"

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from instep_agent.announce import announce
 from instep_agent.errors import Absent, SourceFailed
-from instep_agent.log_patterns import LINE_BYTES_MAX, log_patterns
+from instep_agent.lines.log_patterns import LINE_BYTES_MAX, log_patterns
+from instep_agent.lines.tail import NotALog, Tail
 from instep_agent.metric import counter, gauge
 from instep_agent.node import Fact, Node
-from instep_agent.tail import NotALog, Tail
 from instep_agent.wire import Sample
 
 FILES_MAX = 256

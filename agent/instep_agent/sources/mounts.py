@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from instep_agent.announce import announce
 from instep_agent.errors import Absent, SourceFailed
+from instep_agent.host.mounts import Mount, parse_mounts
 from instep_agent.metric import gauge
-from instep_agent.mounts import Mount, parse_mounts
 from instep_agent.node import Fact, Node
 from instep_agent.wire import Sample
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from instep_agent.announce import announce
 from instep_agent.errors import Absent, SourceFailed
 from instep_agent.metric import gauge
-from instep_agent.networks import Network, inside, networks_of_ranks
+from instep_agent.nccl.ras_answer import Communicator, RasAnswer
+from instep_agent.nccl.ras_client import PORT, RasAddress, ask, parse_address
+from instep_agent.nccl.ras_json import parse_json
+from instep_agent.nccl.ras_statements import statements_of
+from instep_agent.nccl.ras_text import parse_text
+from instep_agent.network.namespaces import Network, inside, networks_of_ranks
 from instep_agent.node import Fact, Node
-from instep_agent.ras_answer import Communicator, RasAnswer
-from instep_agent.ras_client import PORT, RasAddress, ask, parse_address
-from instep_agent.ras_json import parse_json
-from instep_agent.ras_statements import statements_of
-from instep_agent.ras_text import parse_text
 from instep_agent.wire import Sample
 
 ADDRESSES = (f"localhost:{PORT}",)

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 
 from instep_agent.errors import SourceFailed
+from instep_agent.host.pci_places import has_nvswitch
+from instep_agent.host.processes import name_and_state, process_ids
 from instep_agent.metric import gauge
 from instep_agent.node import Node
-from instep_agent.pci_places import has_nvswitch
-from instep_agent.processes import name_and_state, process_ids
 from instep_agent.sight import check_readable
 from instep_agent.wire import Sample
 

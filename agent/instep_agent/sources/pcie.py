@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from instep_agent import pci
 from instep_agent.counters import CounterMemory, NoNumber, number
 from instep_agent.errors import Absent
 from instep_agent.held_files import HeldFiles, names_in
+from instep_agent.host import pci
+from instep_agent.host.pci import Kind, PciDevice
 from instep_agent.metric import counter, gauge
+from instep_agent.network.rdma import Labels, sample
 from instep_agent.node import Fact, Node, Reading
-from instep_agent.pci import Kind, PciDevice
-from instep_agent.rdma import Labels, sample
 from instep_agent.sight import check_listable, check_readable
 
 DEVICES_MAX = 256

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from instep_agent.errors import Absent, SourceFailed
 from instep_agent.folders import names
+from instep_agent.host.processes import start_ticks
 from instep_agent.metric import counter, gauge
 from instep_agent.node import Node
-from instep_agent.processes import start_ticks
-from instep_agent.rank_places import RankProcess, RankTable
+from instep_agent.ranks.places import RankProcess, RankTable
 from instep_agent.wire import Sample
 
 THREADS_MAX = 1024

@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 from instep_agent.errors import Absent, RankRecordError, RecordInvalid, SourceFailed
 from instep_agent.folders import ENTRIES_MAX, FOLDER_FLAGS, Folder, inode, names, newest_names
+from instep_agent.host.processes import Process
 from instep_agent.metric import gauge
 from instep_agent.node import Node
-from instep_agent.processes import Process
-from instep_agent.rank_places import RankTable
 from instep_agent.rank_record.identity import RankIdentity
 from instep_agent.rank_record.reader import RecordReader
 from instep_agent.rank_record.report import STALLED_AFTER_SECONDS, report
+from instep_agent.ranks.places import RankTable
 from instep_agent.wire import RankReport, Sample
 
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
@@ -72,7 +72,7 @@ class RankRecords:
 
     New records are looked for at their own, slower interval. Folders are opened one below the other without following
     links; what is not a sound record, or is not the record of the place it stands at, is counted and not read. Where
-    each rank runs is told when it is new or changed, and every minute (`instep_agent.rank_places`).
+    each rank runs is told when it is new or changed, and every minute (`instep_agent.ranks.places`).
     """
 
     name = "rank_records"

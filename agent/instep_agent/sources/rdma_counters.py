@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from instep_agent.counters import CounterMemory, NoNumber, number
 from instep_agent.held_files import HeldFiles, names_in, number_of
 from instep_agent.metric import counter, gauge
+from instep_agent.network.rdma import Hca, Hcas, Labels, Port, class_folder, sample
+from instep_agent.network.rdma_counter_table import BY_FILE, COUNTERS
 from instep_agent.node import Fact, Node, Reading
-from instep_agent.rdma import Hca, Hcas, Labels, Port, class_folder, sample
-from instep_agent.rdma_counter_table import BY_FILE, COUNTERS
 from instep_agent.sight import check_readable
 from instep_agent.wire import Sample
 

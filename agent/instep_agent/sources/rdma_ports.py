@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 from instep_agent.counters import CounterMemory, NoNumber, number
 from instep_agent.held_files import HeldFiles, number_of
-from instep_agent.link_watch import Happened, LinkEvent, LinkWatch
 from instep_agent.metric import counter, gauge
-from instep_agent.network_roles import Evidence, Role, default_route_interfaces, role_of
+from instep_agent.network.link_watch import Happened, LinkEvent, LinkWatch
+from instep_agent.network.rdma import Hca, Hcas, Port, class_folder, facts_of, sample
+from instep_agent.network.roles import Evidence, Role, default_route_interfaces, role_of
 from instep_agent.node import Fact, Node, Reading
-from instep_agent.rdma import Hca, Hcas, Port, class_folder, facts_of, sample
 from instep_agent.sight import check_readable
 
 LOSSES_SECONDS = 10.0

@@ -16,9 +16,9 @@ from instep_agent.benchmarks.storm import Storm
 from instep_agent.benchmarks.usage import cpu_seconds, group_of, memory
 from instep_agent.config import PAGE_SERIES_MAX
 from instep_agent.errors import ConfigurationInvalid
-from instep_agent.page import Page
-from instep_agent.rdma_counter_table import COUNTERS
-from instep_agent.runner import Snapshot
+from instep_agent.exposition.page import Page
+from instep_agent.network.rdma_counter_table import COUNTERS
+from instep_agent.running.runner import Snapshot
 from instep_agent.sources.pcie import Pcie
 from instep_agent.sources.rdma_counters import RdmaCounters
 from instep_agent.sources.rdma_ports import RdmaPorts

@@ -95,7 +95,7 @@ class _Worker:
 
     def reset(self) -> dict:
         """Begin anew, as a fresh process would."""
-        from instep_agent import nvml
+        from instep_agent.gpu import nvml
         from instep_agent.sources import gpu_sources
 
         if self.driver is not None:

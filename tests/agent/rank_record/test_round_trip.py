@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instep_agent import wire
-from instep_agent.processes import Process, start_ticks
+from instep_agent.host.processes import Process, start_ticks
 from instep_agent.rank_record import (
     CompletedSource,
     Op,

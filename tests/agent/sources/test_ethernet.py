@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from instep_agent.errors import Absent
-from instep_agent.ethtool import STATISTICS_MAX, Ethtool
-from instep_agent.ethtool_table import METRICS
+from instep_agent.network.ethtool import STATISTICS_MAX, Ethtool
+from instep_agent.network.ethtool_table import METRICS
 from instep_agent.sources.ethernet import Ethernet
 from made_nodes import Clock, node_at
 from sysfs_trees import Tree, look, write

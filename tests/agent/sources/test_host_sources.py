@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from instep_agent.errors import Absent, SourceFailed
+from instep_agent.host.processes import start_ticks
 from instep_agent.node import Fact, Node, rights_of
-from instep_agent.processes import start_ticks
-from instep_agent.rank_places import RankProcess
+from instep_agent.ranks.places import RankProcess
 from instep_agent.sources import HOST_SOURCES, clock
 from instep_agent.sources.clock import Clock, TimeKeeping, read_timekeeping
 from instep_agent.sources.disk_io import DiskIo

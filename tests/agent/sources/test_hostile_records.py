@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from instep_agent.node import Node
 from instep_agent.rank_record import Phase, layout, reader
-from instep_agent.runner import Runner
+from instep_agent.running.runner import Runner
 from instep_agent.sources import rank_records
 from instep_agent.sources.rank_records import RankRecords
 from instep_agent.wire import RankReport, Sample

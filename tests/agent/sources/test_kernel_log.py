@@ -14,12 +14,12 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from instep_agent import file_watch
 from instep_agent.errors import Absent, SourceFailed
-from instep_agent.folding import SENT_MAX, VARIANTS_MAX, WINDOW_SECONDS, Fold
-from instep_agent.kernel_lines import is_interesting
+from instep_agent.lines.folding import SENT_MAX, VARIANTS_MAX, WINDOW_SECONDS, Fold
+from instep_agent.lines.kernel import is_interesting
 from instep_agent.node import Fact, Node
-from instep_agent.runner import Runner
+from instep_agent.running import file_watch
+from instep_agent.running.runner import Runner
 from instep_agent.sources import kernel_log
 from instep_agent.sources.kernel_log import KernelLog
 from made_nodes import Clock, node_at

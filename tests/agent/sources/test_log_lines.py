@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from instep_agent import tail
 from instep_agent.errors import Absent, SourceFailed
-from instep_agent.log_patterns import LINE_BYTES_MAX, log_patterns
+from instep_agent.lines import tail
+from instep_agent.lines.log_patterns import LINE_BYTES_MAX, log_patterns
 from instep_agent.sources import log_lines
 from instep_agent.sources.log_lines import LogLines
 from instep_agent.wire import Sample

@@ -5,9 +5,9 @@ import threading
 
 import pytest
 from instep_agent.errors import Absent, SourceFailed
-from instep_agent.mounts import MOUNTS_MAX, parse_mounts
+from instep_agent.host.mounts import MOUNTS_MAX, parse_mounts
 from instep_agent.node import Fact, Node
-from instep_agent.runner import Runner
+from instep_agent.running.runner import Runner
 from instep_agent.sources.mounts import Mounts
 from made_nodes import node_at
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from instep_agent import ras_client
 from instep_agent.errors import Absent, SourceFailed
-from instep_agent.networks import Network, inside, networks_of_ranks
+from instep_agent.nccl import ras_client
+from instep_agent.nccl.ras_answer import Place
+from instep_agent.nccl.ras_json import parse_json
+from instep_agent.nccl.ras_text import parse_text
+from instep_agent.network.namespaces import Network, inside, networks_of_ranks
 from instep_agent.node import Node
-from instep_agent.ras_answer import Place
-from instep_agent.ras_json import parse_json
-from instep_agent.ras_text import parse_text
 from instep_agent.sources import nccl_ras
 from instep_agent.sources.nccl_ras import NcclRas
 from instep_agent.wire import Sample
@@ -418,7 +418,7 @@ def test_a_network_without_the_right_to_enter_is_a_failure(monkeypatch):
             ctypes.set_errno(1)
             return -1
 
-    monkeypatch.setattr("instep_agent.networks.ctypes.CDLL", lambda *_, **__: Libc())
+    monkeypatch.setattr("instep_agent.network.namespaces.ctypes.CDLL", lambda *_, **__: Libc())
     network = Network("rank 0", "/proc/self/ns/net", os.stat("/proc/self/ns/net").st_ino)
     with (
         pytest.raises(SourceFailed, match=r"Cannot enter the network of rank 0 \(operation not permitted\)"),

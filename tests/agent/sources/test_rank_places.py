@@ -4,13 +4,13 @@ import os
 import time
 
 import pytest
-from instep_agent.frames import Tick
+from instep_agent.host.pci_places import nearest_rdma
+from instep_agent.host.processes import start_ticks
 from instep_agent.node import Node
-from instep_agent.pci_places import nearest_rdma
-from instep_agent.processes import start_ticks
-from instep_agent.rank_places import LOOK_SECONDS, RankTable
+from instep_agent.ranks.places import LOOK_SECONDS, RankTable
 from instep_agent.sources.kernel_log import KernelLog
 from instep_agent.sources.rank_records import RankRecords
+from instep_agent.uplink.frames import Tick
 from instep_agent.wire import RankReport
 from made_records import new_writer, report_of
 

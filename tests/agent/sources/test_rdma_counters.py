@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from instep_agent.counters import CounterMemory, NoNumber, number
 from instep_agent.held_files import HeldFiles
-from instep_agent.rdma import SENTENCES
-from instep_agent.rdma_counter_table import COUNTERS
+from instep_agent.network.rdma import SENTENCES
+from instep_agent.network.rdma_counter_table import COUNTERS
 from instep_agent.sources.rdma_counters import RdmaCounters
 from instep_agent.sources.rdma_ports import RdmaPorts
 from made_nodes import Clock, node_at
@@ -373,7 +373,7 @@ def test_a_recorded_node_shows_what_it_has_and_what_it_cannot_tell(real):
 def test_every_event_of_these_sources_is_on_the_page():
     root = Path(__file__).parents[3]
     page = (root / "docs/reference/network-sources.md").read_text(encoding="utf-8")
-    modules = ("link_watch.py", "sources/rdma_ports.py", "sources/rdma_counters.py", "sources/pcie.py")
+    modules = ("network/link_watch.py", "sources/rdma_ports.py", "sources/rdma_counters.py", "sources/pcie.py")
     text = "".join((root / "agent/instep_agent" / name).read_text() for name in (*modules, "sources/ethernet.py"))
     kinds = set(re.findall(r'(?:Fact\(|_fact\(|(?:down|up|flap) = )"([a-z]+_[a-z_]+)"', text))
     kinds |= {f"rdma_device_{kind}" for kind in SENTENCES}

@@ -6,7 +6,7 @@ import time
 import pytest
 from instep_agent.errors import Absent, SourceFailed
 from instep_agent.node import Node
-from instep_agent.runner import Runner
+from instep_agent.running.runner import Runner
 from instep_agent.sources.rdma_ports import RdmaPorts
 from made_nodes import Clock, node_at
 from sysfs_trees import Tree, look, write

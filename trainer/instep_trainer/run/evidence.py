@@ -13,7 +13,7 @@ from pathlib import Path
 from instep_agent.errors import AgentError, RankRecordError
 from instep_agent.rank_record import RecordReader, report
 from instep_agent.rank_record.report import COLLECTIVES_MAX
-from instep_agent.stacks import stacks_of
+from instep_agent.ranks.stacks import stacks_of
 from instep_agent.wire import RankDump, RankReport, ThreadStack
 
 from instep_trainer.observe.worker_server import ask_worker, worker_socket

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from instep_agent.keeping import sweep
 from instep_agent.node import Node
+from instep_agent.ranks.keeping import sweep
 
 from instep_trainer.checkpoint.slots import inventory as read_inventory
 from instep_trainer.errors import CannotRun, RunRefused, TrainerError

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from instep_agent.errors import RankRecordError, SourceFailed
 from instep_agent.folders import FOLDER_FLAGS, Folder, names, newest_names
+from instep_agent.host.processes import look_at, owner_of
 from instep_agent.node import Node
-from instep_agent.processes import look_at, owner_of
 from instep_agent.rank_record.reader import RecordReader
 
 RUNS_MAX = 64

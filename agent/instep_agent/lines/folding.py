@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from instep_agent.kernel_lines import family_of, is_numbered, meaning_of, pid_of
+from instep_agent.lines.kernel import family_of, is_numbered, meaning_of, pid_of
 
 WINDOW_SECONDS = 60.0
 """Lines of equal meaning within one window are counted; its end tells how many there were."""

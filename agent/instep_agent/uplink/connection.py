@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from instep_agent.errors import AgentError, ConfigurationInvalid, ServerUnreachable, TokenRefused, UplinkError
-from instep_agent.http_exchange import HttpSocket
+from instep_agent.uplink.http_exchange import HttpSocket
 
 if TYPE_CHECKING:
     import ssl

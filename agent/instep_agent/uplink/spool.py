@@ -2,8 +2,8 @@
 
 One file a frame, written beside its place and renamed into it, with a checksum in front: what a loss of power left
 torn is found out and left out. While the server keeps up there is one frame at a time, and that has a file of its own
-that is written over and over (`instep_agent.spool_slot`). When the spool is full its oldest *samples* go first, whether
-in frames of their own or beside events; events go only when events alone are too much.
+that is written over and over (`instep_agent.uplink.spool_slot`). When the spool is full its oldest *samples* go first,
+whether in frames of their own or beside events; events go only when events alone are too much.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import msgspec
 
 from instep_agent.errors import ConfigurationInvalid
 from instep_agent.metric import counter, gauge
-from instep_agent.spool_slot import Slot, SlotTorn
+from instep_agent.uplink.spool_slot import Slot, SlotTorn
 from instep_agent.wire import Frame, Sample
 
 BYTES_MAX = 64 << 20

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from instep_agent.config import PAGE_SERIES_MAX
 from instep_agent.metric import Metric, gauge
-from instep_agent.runner import RUNNER_METRICS, Snapshot
+from instep_agent.running.runner import RUNNER_METRICS, Snapshot
 from instep_agent.wire import GpuReport, RankReport, Sample
 
 _LABEL_TEXTS_MAX = 20_000

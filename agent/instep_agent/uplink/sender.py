@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from instep_agent.connection import TLS_OF_THE_SYSTEM, Connection, Tls, keep_trying
 from instep_agent.errors import AgentError, FrameRefused, ServerUnreachable, TokenRefused
 from instep_agent.metric import counter
-from instep_agent.spool import SPOOL_METRICS, Spool, without_samples
+from instep_agent.uplink.connection import TLS_OF_THE_SYSTEM, Connection, Tls, keep_trying
+from instep_agent.uplink.spool import SPOOL_METRICS, Spool, without_samples
 from instep_agent.wire import Dictionary, Frame, Sample
 
 UPLINK_METRICS = (

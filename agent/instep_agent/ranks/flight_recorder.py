@@ -93,7 +93,7 @@ def _is_own(path: str | Path, owner: int, is_kind: Callable[[int], bool]) -> boo
 
 
 def _from_server(path: str, owner: int, bytes_max: int) -> Recorder:
-    from instep_agent.evidence_server import ask  # it brings the parser for mail along, for an order that is rare
+    from instep_agent.ranks.evidence_server import ask  # it brings the parser for mail along, for an order that is rare
 
     try:
         ask(path, owner, "dump_traceback", timeout_seconds=ANSWER_SECONDS_MAX, bytes_max=ANSWER_BYTES_MAX)

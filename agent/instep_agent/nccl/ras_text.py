@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from instep_agent.errors import SourceFailed
-from instep_agent.ras_answer import RANKS_NAMED_MAX, Lag, Place, RasAnswer, Trouble
+from instep_agent.nccl.ras_answer import RANKS_NAMED_MAX, Lag, Place, RasAnswer, Trouble
 
 _VERSION = re.compile(r"NCCL version (\S{1,32})")
 _GROUP = re.compile(r" *\d+ +(\d+) +\d+ +[\d-]+ +\d+ +\d+ +([A-Z]+) +[A-Z,]+")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from instep_agent.ras_answer import Lag, RasAnswer, Trouble
+from instep_agent.nccl.ras_answer import Lag, RasAnswer, Trouble
 
 _KIND = {
     "dead": "nccl_rank_dead",

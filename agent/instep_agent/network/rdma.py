@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from instep_agent import pci
 from instep_agent.errors import Absent, SourceFailed
 from instep_agent.held_files import names_in, number_of, text_of
+from instep_agent.host import pci
 from instep_agent.node import Fact, Node
 from instep_agent.wire import Sample
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import msgspec
 
-from instep_agent.gpu_files import gpus_of
+from instep_agent.gpu.files import gpus_of
+from instep_agent.host.pci_places import nearest_rdma
+from instep_agent.host.processes import ids_by_start, is_known_as, look_at, owner_of, start_ticks
 from instep_agent.node import Node
-from instep_agent.pci_places import nearest_rdma
-from instep_agent.processes import ids_by_start, is_known_as, look_at, owner_of, start_ticks
 from instep_agent.rank_record.decode import RecordHeader
 from instep_agent.rank_record.reader import RankRecord
 from instep_agent.wire import RankPlace, RankReport

@@ -22,7 +22,7 @@ from typing import Any
 
 from instep_agent.announce import announce
 from instep_agent.errors import Absent, SourceFailed
-from instep_agent.gpu import FIELD_VALUE, LOST, Field, Gpu, GpuLost, is_blank, short_address, value_of
+from instep_agent.gpu.device import FIELD_VALUE, LOST, Field, Gpu, GpuLost, is_blank, short_address, value_of
 from instep_agent.node import Fact, Node, Reading
 from instep_agent.wire import Sample
 

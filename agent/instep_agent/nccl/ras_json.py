@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import msgspec
 
 from instep_agent.errors import SourceFailed
-from instep_agent.ras_answer import RANKS_NAMED_MAX, Communicator, Lag, Place, RasAnswer, Trouble
+from instep_agent.nccl.ras_answer import RANKS_NAMED_MAX, Communicator, Lag, Place, RasAnswer, Trouble
 
 _IN_PROGRESS = 7
 _ERRORS = {

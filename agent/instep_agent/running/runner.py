@@ -13,12 +13,12 @@ from pathlib import Path
 
 from instep_agent.columns import NO_SAMPLES, Column, Series, column_of
 from instep_agent.drills import DRILLS_FOLDER, Drills
-from instep_agent.frames import FrameBuilder, Tick
-from instep_agent.isolation import Blocked, Children, Loss, Report
 from instep_agent.metric import counter, gauge
 from instep_agent.node import Fact, Node, Source, wake_descriptor
-from instep_agent.source_state import SOURCE_METRICS, SourceState, early_seconds
+from instep_agent.running.isolation import Blocked, Children, Loss, Report
+from instep_agent.running.source_state import SOURCE_METRICS, SourceState, early_seconds
 from instep_agent.turn import Turn, samples_of, spelled_out, take_turn
+from instep_agent.uplink.frames import FrameBuilder, Tick
 from instep_agent.wire import Dictionary, Frame, GpuReport, RankReport, Sample
 
 ABSENT_RETRY_SECONDS = 1.0

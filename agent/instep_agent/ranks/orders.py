@@ -17,7 +17,6 @@ from urllib.parse import quote
 import msgspec
 from msgspec.structs import replace
 
-from instep_agent.connection import JSON, TLS_OF_THE_SYSTEM, Connection, Tls, keep_trying
 from instep_agent.errors import (
     AgentError,
     OrdersRefused,
@@ -25,13 +24,14 @@ from instep_agent.errors import (
     ServerUnreachable,
     StacksUnavailable,
 )
-from instep_agent.flight_recorder import RECORDERS_BYTES_MAX, Recorder, RecorderFiles, recorder_of
 from instep_agent.folders import FOLDER_FLAGS, Folder, names
+from instep_agent.host.processes import look_at, owner_of
 from instep_agent.node import Node
-from instep_agent.processes import look_at, owner_of
 from instep_agent.rank_record.reader import RecordReader
 from instep_agent.rank_record.report import report
-from instep_agent.stacks import stacks_of
+from instep_agent.ranks.flight_recorder import RECORDERS_BYTES_MAX, Recorder, RecorderFiles, recorder_of
+from instep_agent.ranks.stacks import stacks_of
+from instep_agent.uplink.connection import JSON, TLS_OF_THE_SYSTEM, Connection, Tls, keep_trying
 from instep_agent.wire import NodeDump, NodeOrder, NodeOrders, RankDump, RankReport, ThreadStack
 
 POLL_SECONDS = 45.0

@@ -2,8 +2,8 @@
 
 A source with `child = "nvml"` runs in the child of that name, one source after the other. What a source may do there:
 
-- `announce("nvmlDeviceGetTemperature gpu 3")` (`instep_agent.announce`) before a call that may never come back: a child
-  that is stuck or dies is reported with the call that it was in;
+- `announce("nvmlDeviceGetTemperature gpu 3")` (`instep_agent.announce`) before a call that may never come back:
+  a child that is stuck or dies is reported with the call that it was in;
 - `watch(self, node, timeout_seconds) -> Iterator[Reading]`, a method beside `collect`: wait no longer than
   `timeout_seconds` for something to happen (such as `nvmlEventSetWait_v2`) and yield it. The child calls it between two
   turns, from the first good `collect` on, and each reading leaves at once.
@@ -28,10 +28,10 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from instep_agent import child as process
 from instep_agent.announce import Progress
 from instep_agent.columns import Series, compacted
 from instep_agent.node import Node, Source
+from instep_agent.running import child as process
 from instep_agent.turn import Turn, unpacked
 
 START_GRACE_SECONDS = 5.0

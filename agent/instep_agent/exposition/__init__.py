@@ -1,0 +1,1 @@
+"""The agent's own page for Prometheus, /metrics."""

@@ -1,0 +1,1 @@
+"""RDMA ports, network interfaces and namespaces: what sources read them with."""
