@@ -10,7 +10,7 @@ from instep_diagnosis.detectors.calibration import calibrated
 from instep_diagnosis.detectors.faint import find_intermittent
 from instep_diagnosis.detectors.node_or_job import RankNodeFacts, attribute
 from instep_diagnosis.detectors.slowdown import Limits, Slowdown, find_slowdowns
-from instep_diagnosis.detectors.work import Array, StepArrays, peers_median, step_arrays
+from instep_diagnosis.detectors.work import Array, StepArrays, peers_median_of, step_arrays
 from instep_diagnosis.evidence import JobSteps
 from instep_diagnosis.settings import StragglerSettings
 from instep_diagnosis.verdict import Cause, Certainty, Evidence, Kind, Owner, Suspect, Verdict
@@ -79,7 +79,7 @@ def _by_channel(job: JobSteps, arrays: StepArrays, settings: StragglerSettings) 
     ]
     found: dict[int, _Found] = {}
     for extra_TR, limits, cause in channels:
-        if cause is not None and not np.nan_to_num(extra_TR).any():
+        if cause is not None and not _may_slow(own_TR, extra_TR, limits, settings):
             continue
         if cause is Cause.STARVED and _is_pair_of_one_node(job, arrays):
             continue
@@ -94,6 +94,14 @@ def _by_channel(job: JobSteps, arrays: StepArrays, settings: StragglerSettings) 
         faint = find_intermittent(own_TR, settings)
         found = {s.column: _Found(s, _compute_or_stall(arrays, s), own_TR) for s in faint if _waits_least(arrays, s)}
     return sorted(found.values(), key=lambda item: -item.slow.ratio)
+
+
+def _may_slow(own_TR: Array, extra_TR: Array, limits: Limits, settings: StragglerSettings) -> bool:
+    """Whether any rank waits now for a quarter of the smallest slowdown: else there is nothing to look for."""
+    newest = slice(-settings.run_steps_min, None)
+    waits_R = np.nansum(extra_TR[newest], axis=0) / settings.run_steps_min
+    least = 0.25 * (limits.ratio_min - 1.0) * float(np.nanmedian(own_TR[newest]))
+    return bool(waits_R.max(initial=0.0) >= least)
 
 
 def _is_pair_of_one_node(job: JobSteps, arrays: StepArrays) -> bool:
@@ -165,7 +173,7 @@ def _compute_or_stall(arrays: StepArrays, slow: Slowdown) -> Cause:
 
 def _excess(values_TR: Array, column: int) -> float:
     """Median excess of one column over its peers, in seconds a step; NaN where it was not observed."""
-    excess_T = values_TR[:, column] - peers_median(values_TR)[:, column]
+    excess_T = values_TR[:, column] - peers_median_of(values_TR, column)
     excess_T = excess_T[np.isfinite(excess_T)]
     return float(np.median(excess_T)) if excess_T.size else float("nan")
 
@@ -223,7 +231,7 @@ def _confidence(slow: Slowdown) -> float:
 def _own_evidence(arrays: StepArrays, found: _Found, rank: int, node: str) -> Evidence:
     rows, column = list(found.slow.rows), found.slow.column
     own = float(np.nanmedian(found.work_TR[rows, column]))
-    peers = float(np.nanmedian(peers_median(found.work_TR[rows])[:, column]))
+    peers = float(np.nanmedian(peers_median_of(found.work_TR[rows], column)))
     return Evidence(
         text=f"Rank {rank} worked {own:.4g} s a step, its peers {peers:.4g} s.",
         node=node,
