@@ -103,7 +103,7 @@ class StragglerSettings:
     disturbance_min: float = 0.5
     """Where this is less than so much of the work, what neighbours do is part of its measured noise. From there on
     stretches must be longer, and single slow steps say nothing."""
-    disturbed_steps_min: int = 14
+    disturbed_steps_min: int = 16
     """So long: bursts of eight steps at 1.2 to 1.5 times the work were seen on healthy ranks."""
     disturbed_ratio_min: float = 1.15
     """Smallest slowdown named there."""

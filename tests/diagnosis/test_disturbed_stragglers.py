@@ -46,6 +46,14 @@ def test_a_large_slowdown_is_named_on_crowded_cores_too(ratio):
     assert named(crowded(two_ranks(ratio))) == [1]
 
 
+def test_when_neighbours_slow_both_ranks_the_one_that_suffers_more_is_not_named():
+    own_TR = two_ranks(1.5)
+    assert named(crowded(own_TR)) == [1]
+    own_TR[60:, 0] *= 1.25
+    assert named(crowded(own_TR)) == []
+    assert named(job_steps(own_TR)) == [1]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_burst_of_eight_steps_on_crowded_cores_names_nobody(seed):
     own_TR = two_ranks(1.0, seed=seed)

@@ -42,6 +42,8 @@ _NEAR_SHARE = 0.8
 """A stretch whose median is below this share of the smallest level is not looked at further."""
 _OWN_RISE_SHARE = 0.5
 """Of two ranks, the slow one's own work must have risen by this share of what they came apart."""
+_PEERS_RISE_FACTOR = 2.0
+"""Where neighbours disturb, a rank must have come apart from its peers by so many times what they became slower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,7 @@ class _Test:
         self._ranks = ranks
         self._z_min = z_min(ranks, settings)
         is_disturbed = limits.disturbance >= settings.disturbance_min
+        self._is_disturbed = is_disturbed
         share = limits.disturbance if is_disturbed else 0.0
         allowed = float(np.log1p(share * settings.disturbed_offset_ratio))
         least = float(np.log1p(share * (settings.disturbed_ratio_min - 1.0)))
@@ -191,11 +194,8 @@ class _Test:
         is_large = level >= self._level_min
         if len(x_T) - begin < (self._length_min if is_large else self._settings.rise_steps_min):
             return None  # A short burst carries the stretch.
-        if self._ranks == 2 and begin >= _PAST_STEPS_MIN:
-            # A stretch longer than the slow part has lost the past that tells which of the two has changed.
-            apart = level - median(x_T[:begin])
-            if median(own_T[begin:]) - median(own_T[:begin]) < _OWN_RISE_SHARE * apart:
-                return None
+        if begin >= _PAST_STEPS_MIN and self._is_explained(x_T, own_T, begin):
+            return None
         return Slowdown(
             column=column,
             start=int(rows[begin]),
@@ -204,6 +204,17 @@ class _Test:
             z=z,
             is_ongoing=self._is_ongoing(x_T[begin:]),
         )
+
+    def _is_explained(self, x_T: Array, own_T: Array, begin: int) -> bool:
+        """Whether what changed was not the rank: of two ranks the peer, which became faster; or, where neighbours
+        disturb, all of them, one a little more than the others."""
+        apart = median(x_T[begin:]) - median(x_T[:begin])
+        own_rise = median(own_T[begin:]) - median(own_T[:begin])
+        if self._ranks == 2 and own_rise < _OWN_RISE_SHARE * apart:
+            return True
+        peers_T = own_T - x_T
+        peers_rise = median(peers_T[begin:]) - median(peers_T[:begin])
+        return self._is_disturbed and apart < _PEERS_RISE_FACTOR * peers_rise
 
     def _is_ongoing(self, stretch_T: Array) -> bool:
         """Whether the newest part is still as slow as what came before: the mean of a slowdown that ended lingers."""
