@@ -1,4 +1,5 @@
-"""Where devices sit on PCIe, from `/sys/bus/pci/devices`: what a GPU, an HCA and an interface are joined by."""
+"""Which devices a node has on PCIe, and where, from `/sys/bus/pci/devices`: what a GPU, an HCA and an interface are
+joined by."""
 
 from __future__ import annotations
 
@@ -15,6 +16,9 @@ DEVICES = "sys/bus/pci/devices"
 ENTRIES_MAX = 16_384
 """Of the folder of all devices: a node with virtual functions has thousands."""
 _DISPLAY, _NETWORK = "0x03", "0x02"
+_NVIDIA = "0x10de"
+_NVIDIA_GPUS, _NVSWITCHES = ("0x0300", "0x0302"), ("0x0680",)
+"""Classes of NVIDIA's devices."""
 
 
 class Kind(StrEnum):
@@ -159,3 +163,33 @@ def nearest(one: PciDevice, others: tuple[PciDevice, ...]) -> tuple[tuple[PciDev
     rated = [(order.index(near), -shared, other, near) for other in others for near, shared in [nearness(one, other)]]
     best = min(((rank, shared) for rank, shared, _, _ in rated), default=(0, 0))
     return tuple((other, near) for rank, shared, other, near in rated if (rank, shared) == best)
+
+
+def nearest_rdma(root: str, address: str) -> tuple[str, ...]:
+    """Give the RDMA devices nearest to the device at `address` (`0000:3b:00`, or with its function), equally near ones.
+
+    None where they share neither a bridge nor a NUMA node that is known.
+    """
+    path = f"{root}/{DEVICES}/{address if '.' in address else f'{address}.0'}"
+    if not address or not Path(path).exists():
+        return ()
+    own = PciDevice(address, Kind.gpu, path, way_to(path), numa_node(path), address)
+    adapters = tuple(one for one in devices(root) if one.kind is Kind.hca)
+    near = [other for other, shared in nearest(own, adapters) if shared is not Nearness.system]
+    return tuple(sorted(name for other in near for name in names_in(f"{other.path}/infiniband")))
+
+
+def nvidia_gpus(root: str) -> list[str]:
+    """Give the addresses of NVIDIA's GPUs on the bus, whether or not a driver has them."""
+    return _nvidia(root, _NVIDIA_GPUS)
+
+
+def has_nvswitch(root: str, driver: Path) -> bool:
+    """Whether the node has NVSwitches: then its GPUs reach one another only while the fabric manager runs."""
+    return bool(names_in(f"{driver}/nvidia-nvswitch/devices") or _nvidia(root, _NVSWITCHES))
+
+
+def _nvidia(root: str, classes: tuple[str, ...]) -> list[str]:
+    folder = f"{root}/{DEVICES}"
+    found = (address for address in names_in(folder, ENTRIES_MAX) if text_of(f"{folder}/{address}/vendor") == _NVIDIA)
+    return [address for address in found if text_of(f"{folder}/{address}/class").startswith(classes)]

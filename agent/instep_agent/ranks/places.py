@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from instep_agent.gpu.files import gpus_of
-from instep_agent.host.pci_places import nearest_rdma
+from instep_agent.host.pci import nearest_rdma
 from instep_agent.host.processes import ids_by_start, is_known_as, look_at, owner_of, start_ticks
 from instep_agent.node import Node
 from instep_agent.rank_record.decode import RecordHeader
@@ -111,7 +111,7 @@ class RankTable:
             pid=pid,
             pid_namespace=record.header.pid_namespace,
             gpu_pci=gpu_pci if identity.gpu else "",
-            hcas=nearest_rdma(node.root / "sys", gpu_pci) if identity.gpu else (),
+            hcas=nearest_rdma(str(node.root), gpu_pci) if identity.gpu else (),
             namespace=identity.namespace,
             pod_uid=identity.pod_uid,
             container=identity.container,

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from instep_agent.errors import Absent
 from instep_agent.gpu.files import gpus_of
-from instep_agent.host.pci import DEVICES
-from instep_agent.host.pci_places import nvidia_gpus
+from instep_agent.host.pci import DEVICES, nvidia_gpus
 from instep_agent.metric import gauge
 from instep_agent.node import Node
 from instep_agent.sight import check_listable, check_readable
@@ -37,7 +36,7 @@ class GpuCount:
             check_listable(folder)
         check_readable((node.driver / "nvidia/gpus").glob("*/information"))
         check_readable((node.root / DEVICES).glob("*/class"))
-        counts = {"driver": len(gpus_of(node)), "pci": len(nvidia_gpus(node.root / "sys"))}
+        counts = {"driver": len(gpus_of(node)), "pci": len(nvidia_gpus(str(node.root)))}
         if self._expected_gpus:
             counts["expected"] = self._expected_gpus
         if not any(counts.values()):

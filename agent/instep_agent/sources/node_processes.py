@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from instep_agent.errors import SourceFailed
-from instep_agent.host.pci_places import has_nvswitch
+from instep_agent.host.pci import has_nvswitch
 from instep_agent.host.processes import name_and_state, process_ids
 from instep_agent.metric import gauge
 from instep_agent.node import Node
@@ -54,7 +54,7 @@ class NodeProcesses:
         for state in STATES:
             yield Sample(name="instep_node_processes", labels=(("state", state),), value=float(by_state[state]))
         needed = [_PERSISTENCE_DAEMON] if (node.driver / "nvidia").is_dir() else []
-        if has_nvswitch(node.root / "sys", node.driver):
+        if has_nvswitch(str(node.root), node.driver):
             needed.append(_FABRIC_MANAGER)
         names = {name for name, _ in looks}
         if needed and "kthreadd" not in names and not names & {each[:_NAME_CHARACTERS_MAX] for each in needed}:

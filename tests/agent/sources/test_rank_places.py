@@ -4,7 +4,7 @@ import os
 import time
 
 import pytest
-from instep_agent.host.pci_places import nearest_rdma
+from instep_agent.host.pci import nearest_rdma
 from instep_agent.host.processes import start_ticks
 from instep_agent.node import Node
 from instep_agent.ranks.places import LOOK_SECONDS, RankTable
@@ -33,6 +33,7 @@ class Observed:
             for leaf in (gpu, rdma):
                 path = f"sys/devices/pci0000:{complex_}/0000:{bridge}:00.0/0000:{leaf}:00.0"
                 self.write(f"{path}/numa_node", f"{numa}\n")
+                self.write(f"{path}/class", "0x030200\n" if leaf == gpu else "0x020700\n")
                 (root / "sys/bus/pci/devices").mkdir(parents=True, exist_ok=True)
                 (root / f"sys/bus/pci/devices/0000:{leaf}:00.0").symlink_to(root / path)
             (root / path / f"infiniband/mlx5_{numa}").mkdir(parents=True)
@@ -168,11 +169,11 @@ def test_an_out_of_memory_kill_names_the_rank(observed):
 
 
 def test_the_nearest_device_is_behind_the_same_bridge(observed):
-    sys = observed.root / "sys"
-    assert nearest_rdma(sys, "0000:3c:00") == ("mlx5_0",)
-    assert nearest_rdma(sys, "0000:87:00.0") == ("mlx5_1",)
-    assert nearest_rdma(sys, "0000:ff:00") == ()
-    assert nearest_rdma(observed.root / "none", "0000:3c:00") == ()
+    root = str(observed.root)
+    assert nearest_rdma(root, "0000:3c:00") == ("mlx5_0",)
+    assert nearest_rdma(root, "0000:87:00.0") == ("mlx5_1",)
+    assert nearest_rdma(root, "0000:ff:00") == ()
+    assert nearest_rdma(f"{root}/none", "0000:3c:00") == ()
 
 
 def test_beneath_other_root_complexes_those_of_the_same_numa_node_are_near(observed):
@@ -180,9 +181,9 @@ def test_beneath_other_root_complexes_those_of_the_same_numa_node_are_near(obser
     (observed.root / "sys/bus/pci/devices/0000:21:00.0").symlink_to(
         observed.root / "sys/devices/pci0000:20/0000:21:00.0"
     )
-    assert nearest_rdma(observed.root / "sys", "0000:21:00") == ("mlx5_1",)
+    assert nearest_rdma(str(observed.root), "0000:21:00") == ("mlx5_1",)
     observed.write("sys/devices/pci0000:20/0000:21:00.0/numa_node", "-1\n")
-    assert nearest_rdma(observed.root / "sys", "0000:21:00") == ()
+    assert nearest_rdma(str(observed.root), "0000:21:00") == ()
 
 
 def test_a_report_that_replaces_another_one_before_the_frame_keeps_its_place(observed):
