@@ -35,6 +35,12 @@ def test_of_two_ranks_the_one_that_became_slower_is_named_and_not_the_one_whose_
     assert named(job_steps(faster_TR)) == []
 
 
+@pytest.mark.parametrize("steps", [12, 40, STEPS])
+def test_of_two_ranks_that_were_never_alike_none_is_named(steps):
+    """Computing ranks were seen to differ by a third for as long as their job lasted, by the core they had."""
+    assert named(job_steps(two_ranks(1.35, onset=0)[:steps])) == []
+
+
 @pytest.mark.parametrize("ratio", [1.06, 1.08, 1.1])
 def test_ranks_that_compute_on_crowded_cores_may_come_apart(ratio):
     assert named(job_steps(two_ranks(ratio))) == [1]

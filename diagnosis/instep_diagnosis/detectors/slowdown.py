@@ -194,7 +194,8 @@ class _Test:
         is_large = level >= self._level_min
         if len(x_T) - begin < (self._length_min if is_large else self._settings.rise_steps_min):
             return None  # A short burst carries the stretch.
-        if begin >= _PAST_STEPS_MIN and self._is_explained(x_T, own_T, begin):
+        has_past = begin >= _PAST_STEPS_MIN
+        if (self._ranks == 2 and not has_past) or (has_past and self._is_explained(x_T, own_T, begin)):
             return None
         return Slowdown(
             column=column,
@@ -250,7 +251,7 @@ class _Test:
         rise_error = error * np.sqrt(1.0 + length / max(1, len(stretch.past_T)))
         z = float((level - self._null) / error)
         rise_z = float((level - max(0.0, past) - self._rise_null) / rise_error)
-        if self._ranks == 2 and stretch.has_past and not self._rose(stretch, level - past, rise_z):
+        if self._ranks == 2 and not (stretch.has_past and self._rose(stretch, level - past, rise_z)):
             return None
         ordered_T = np.sort(newest_T)
         low = float(ordered_T[int(self._fast_share * length)])
