@@ -49,7 +49,7 @@ def with_readings(verdict: Verdict, readings: Mapping[int, NodeReadings]) -> Ver
 
 def _joined(verdict: Verdict, seen: Seen) -> Verdict:
     answer = attribute(verdict, seen.facts)
-    if not answer.is_node_at_fault and seen.other is not None:
+    if not answer.is_node_at_fault and seen.other is not None and not _is_explained(verdict, answer, seen.other):
         answer = replace(seen.other, cost_gpu_hours=answer.cost_gpu_hours)
     if not seen.said and answer.owner is verdict.owner:
         return verdict
@@ -72,6 +72,14 @@ def _joined(verdict: Verdict, seen: Seen) -> Verdict:
         is_node_at_fault=verdict.is_node_at_fault or answer.is_node_at_fault,
         evidence=(*own, *seen.said, advice),
     )
+
+
+def _is_explained(verdict: Verdict, answer: Attribution, other: Attribution) -> bool:
+    """Whether what the rank itself does explains its slowness, so that a device that only looks idle is not accused: a
+    GPU whose rank waits lowers the generation of its link to save power."""
+    is_waiting = verdict.cause in (Cause.DATA, Cause.STARVED)
+    is_pause = answer.reason != attribute(verdict, RankNodeFacts()).reason
+    return other.is_node_at_fault and (is_waiting or is_pause)
 
 
 def _cause(facts: RankNodeFacts) -> Cause | None:

@@ -7,6 +7,9 @@ import msgspec
 import pytest
 from instep_agent.uplink.frames import make_dictionary
 from instep_agent.wire import Frame
+from instep_diagnosis.detectors.node_or_job import Attribution, RankNodeFacts
+from instep_diagnosis.node_readings import NodeReadings, Seen, with_readings
+from instep_diagnosis.verdict import Cause, Certainty, Evidence, Kind, Owner, Suspect, Verdict
 from instep_remediation.policy import NodePolicy, Policy
 from msgspec.structs import replace
 
@@ -223,3 +226,24 @@ def test_a_slow_rank_drains_nothing_by_itself_whatever_the_policy_says(tmp_path)
             assert "a slow rank drains nothing by itself" in plan["text"]
 
     play(story)
+
+
+@pytest.mark.parametrize(
+    ("cause", "starved_seconds", "is_blamed"),
+    [
+        (Cause.SLOW_COMPUTE, None, True),
+        (Cause.DATA, None, False),
+        (Cause.SLOW_STALL, None, True),
+        (Cause.STARVED, None, False),
+        (Cause.SLOW_COMPUTE, 0.9, False),
+    ],
+)
+def test_a_device_that_looks_idle_since_its_rank_waits_is_not_accused(cause, starved_seconds, is_blamed):
+    suspect = Suspect(3, "node-b", "1", cause, 0.9)
+    verdict = Verdict(Kind.STRAGGLER, Certainty.CONFIRMED, "Slow.", (suspect,), Owner.UNKNOWN, (), cause=cause)
+    facts = RankNodeFacts(lost_seconds=1.0, starved_seconds=starved_seconds)
+    other = Attribution(Owner.NODE, "The GPU runs PCIe generation 1, its peers 5.", "Reseat it.", 0.0, True)
+    seen = Seen(facts, (Evidence("PCIe generation 1.", node="node-b"),), other)
+    found = with_readings(verdict, {3: NodeReadings(real=seen)})
+    assert found.is_node_at_fault is is_blamed
+    assert "PCIe generation 1." in [item.text for item in found.evidence], "it is told all the same"
