@@ -28,6 +28,9 @@ FRESH_MAX = 10_000
 FRESH_TAKEN_MAX = 200
 """In one look: each costs about 0.1 ms, and frames wait meanwhile."""
 NODES_MAX = 20_000
+GPU_CHARACTERS_MAX = 100
+OF_OWN_GPU = frozenset({"gpu_event", "gpu_lost", "gpu_back", "gpu_recovery", "gpu_reading"})
+"""Kinds of events whose fields name a GPU of their own node; those of NCCL name one of another."""
 
 _pci = re.compile(r"\b([0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2})(?:\.[0-7])?\b", re.IGNORECASE)
 
@@ -115,21 +118,30 @@ def _is_part(text: str) -> bool:
 
 
 def as_fact(node: str, kept: KeptEvent, now: float, gpus: tuple[GpuReport, ...]) -> NodeFact:
-    """Return an event as a fact; its GPU is filled in when the text names the PCI address of one the node has."""
+    """Return an event as a fact; its GPU is filled in when the text names the PCI address of one the node has, else as
+    the event names it itself: one that was lost is on no list any more.
+    """
     event = kept.event
+    own = event.fields if event.kind in OF_OWN_GPU else {}
+    uuid = own.get("uuid")
     gpu = gpu_named(f"{event.text} {event.fields.get('pci', '')}", gpus)
+    gpu = gpu or next((one for one in gpus if uuid and one.uuid == uuid), None)
     return NodeFact(
         event_id=event.id,
         node=node,
         kind=event.kind,
         text=event.text,
         age_seconds=max(0.0, now - kept.at),
-        gpu=gpu.uuid if gpu else "",
-        gpu_index=gpu.index if gpu else None,
+        gpu=gpu.uuid if gpu else own.get("uuid", "")[:GPU_CHARACTERS_MAX],
+        gpu_index=gpu.index if gpu else _index(own.get("gpu", "")),
         is_drill=event.is_drill,
         boot_id=kept.boot_id,
         fields=dict(event.fields),
     )
+
+
+def _index(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 4 else None
 
 
 def gpu_named(text: str, gpus: tuple[GpuReport, ...]) -> GpuReport | None:

@@ -69,6 +69,10 @@ class HotWindow:
         """Whether frames that name this dictionary can be read; the empty one has no series."""
         return not dictionary_hash or dictionary_hash in self._dictionaries
 
+    def dictionary(self, dictionary_hash: str) -> Dictionary | None:
+        """Return the dictionary of a hash, None where it is not known."""
+        return self._dictionaries.get(dictionary_hash)
+
     def check(self, dictionary_hash: str, values: bytes) -> None:
         """Refuse values that do not fit their dictionary: 409 when it is unknown, 400 when the length differs."""
         if not self.knows(dictionary_hash):

@@ -18,6 +18,7 @@ from instep_collector.control import Body, Report
 from instep_collector.delivery import Deliveries
 from instep_collector.errors import Refused
 from instep_collector.facts import FactBook
+from instep_collector.gpu_health import GpuHealth
 from instep_collector.hot_window import HotWindow
 from instep_collector.journal import Journal, Record, RecordKind
 from instep_collector.registry import REPORTS_SEEN_MAX, Registry, RunState
@@ -77,6 +78,7 @@ class Intake:
         """The last minutes of every node's samples."""
         self._facts = facts
         self._deliveries = Deliveries()
+        self._health = GpuHealth()
         self.wake = asyncio.Event()
         """Set when something arrived that should be looked at before the next tick."""
         self.events_waiting: list[tuple[str, Event, float]] = []
@@ -188,7 +190,8 @@ class Intake:
         )
         for rank in frame.ranks:
             self._registry.see_rank(rank, at)
-        for event in frame.events:
+        said = self._health.events(frame, self.window.dictionary(frame.dictionary_hash))
+        for event in (*frame.events, *said):
             self._see_event(frame, event, at, realtime)
 
     def _see_event(self, frame: Frame, event: Event, at: float, realtime: float) -> None:

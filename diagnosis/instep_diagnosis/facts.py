@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from instep_diagnosis.catalogues import CLEARED_BY_ACTION
+from instep_diagnosis.catalogues.rules import recovery_actions
 from instep_diagnosis.detectors.confidence import GPU_FAULT_ON_GPU, GPU_FAULT_ON_NODE
 from instep_diagnosis.evidence import JobState, NodeFact, RankState
+from instep_diagnosis.gpu_readings import GPU_MISSING, KIND, REMAP_FAILED
 from instep_diagnosis.kernel_faults import FATAL, KernelFault, assess, overruled
 from instep_diagnosis.kernel_line import KernelLine, LineKind, read_kernel_line
 from instep_diagnosis.process_facts import join_process_facts, names_another
@@ -49,7 +52,8 @@ def gpu_words(fact: NodeFact) -> str:
 
 
 def kernel_fault(fact: NodeFact) -> KernelFault | None:
-    """The meaning of a fact that is a kernel line reporting a fault, or the driver's own event; None for any other."""
+    """The meaning of a fact that is a kernel line reporting a fault, the driver's own event, what it asks to be done
+    with a GPU, or a reading that says a fault by itself; None for any other."""
     match fact.kind:
         case "kernel_line":
             return assess(read_kernel_line(fact.text))
@@ -58,14 +62,40 @@ def kernel_fault(fact: NodeFact) -> KernelFault | None:
             return assess(KernelLine(LineKind.XID, code, pci=fact.fields.get("pci"), text=fact.text))
         case "gpu_lost":
             return assess(KernelLine(LineKind.OTHER, pci=fact.fields.get("pci"), text="gpu-lost"))
+        case "gpu_recovery":
+            return _asked(fact)
+        case "gpu_reading":
+            return _read(fact.fields.get("fault", ""))
         case _:
             return None
+
+
+def _asked(fact: NodeFact) -> KernelFault | None:
+    """What a GPU asks for as a fault of its own; None where it asks for nothing."""
+    stated = recovery_actions().get(recovery_of(fact) or 0)
+    if stated is None or stated.severity is None:
+        return None
+    line = KernelLine(LineKind.OTHER, pci=fact.fields.get("pci"), text="recovery-action")
+    return KernelFault(line, stated.severity, "unknown", stated.action, stated.text, clears=CLEARED_BY_ACTION["none"])
+
+
+def _read(fault: str) -> KernelFault | None:
+    """What a reading says, with what the catalogue says of the line that tells of the same."""
+    line = KernelLine(LineKind.OTHER, text=fault)
+    if fault == REMAP_FAILED:
+        said = assess(KernelLine(LineKind.XID, 64))
+        return None if said is None else replace(said, line=line)
+    if fault == GPU_MISSING:
+        said = assess(KernelLine(LineKind.OTHER, text="gpu-lost"))
+        return None if said is None else replace(said, line=line, text="a GPU that is expected here is missing")
+    return None
 
 
 def fault_now(fact: NodeFact, facts: Iterable[NodeFact]) -> KernelFault | None:
     """The meaning of a fact after what the driver asks to be done with the same GPU, as the facts beside it tell."""
     fault = kernel_fault(fact)
-    return None if fault is None else overruled(fault, _recovery(fact, facts))
+    is_asked = fact.kind == "gpu_recovery"  # It says so itself.
+    return fault if fault is None or is_asked else overruled(fault, _recovery(fact, facts))
 
 
 def recovery_of(fact: NodeFact) -> int | None:
@@ -95,7 +125,16 @@ def is_drill(fact: NodeFact, fault: KernelFault) -> bool:
 
 def fault_label(fault: KernelFault) -> str:
     """A fault as people call it, such as `Xid 79`."""
-    return fault.fault_class.replace("sxid-", "SXid ").replace("xid-", "Xid ").replace("gpu-lost", "GPU lost")
+    words = fault.fault_class.replace("sxid-", "SXid ").replace("xid-", "Xid ")
+    return _LABELS.get(words, words)
+
+
+_LABELS = {
+    "gpu-lost": "GPU lost",
+    "gpu-missing": "GPU missing",
+    "row-remap-failed": "Row remap failure",
+    "recovery-action": "Recovery action",
+}
 
 
 def _faults(job: JobState, onset_age_seconds: float, window_seconds: float) -> list[RankFault]:
@@ -105,13 +144,19 @@ def _faults(job: JobState, onset_age_seconds: float, window_seconds: float) -> l
         fault = fault_now(fact, asked)
         if fault is None or fault.subject == "process" or abs(fact.age_seconds - onset_age_seconds) > window_seconds:
             continue
+        if fact.kind == KIND and "is_new" not in fact.fields:
+            continue  # It was so before anybody looked: that explains nothing that happened now.
         is_of_device = fault.severity == FATAL and fault.is_of_device
         for state in job.ranks:
             if not is_of_device and names_another(fact, state, job):
                 continue
             if state.report.node == fact.node and _may_be_on(state, fact):
                 found.append(RankFault(state.rank, fact, fault, _is_same_gpu(state, fact)))
-    return found
+    told = {(one.rank, is_drill(one.fact, one.fault)) for one in found if recovery_of(one.fact) is None}
+    # What the driver asks for is a part of the fault that has it ask, where there is one.
+    return [
+        one for one in found if recovery_of(one.fact) is None or (one.rank, is_drill(one.fact, one.fault)) not in told
+    ]
 
 
 def _may_be_on(state: RankState, fact: NodeFact) -> bool:
@@ -141,14 +186,15 @@ def _evidence(related: Sequence[RankFault]) -> tuple[Evidence, ...]:
         fact, fault = found.fact, found.fault
         drill = " (a drill)" if is_drill(fact, fault) else ""
         label = "" if fault.line.code is None else f"{'SXid' if fault.line.kind == 'sxid' else 'Xid'} {fault.line.code}"
-        text = f"{label or 'Kernel fault'} on {fact.node}{gpu_words(fact)}{drill}: {fault.text}."
+        label = label or (fault_label(fault) if fact.kind in (KIND, "gpu_recovery") else "Kernel fault")
+        text = f"{label} on {fact.node}{gpu_words(fact)}{drill}: {fault.text}."
         lines.setdefault(
             fact.event_id,
             Evidence(
                 text=text,
                 node=fact.node,
                 rank=found.rank,
-                source="kernel-log",
+                source="nvml" if fact.kind in (KIND, "gpu_recovery") else "kernel-log",
                 age_seconds=fact.age_seconds,
                 fields={
                     "line": fact.text,

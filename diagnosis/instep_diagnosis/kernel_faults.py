@@ -43,8 +43,8 @@ class KernelFault:
     @property
     def identity_class(self) -> str:
         """The class under which one fault is told once: drivers say that a GPU has fallen off the bus with Xid 79, in
-        a line without a number, or both."""
-        return "xid-79" if self.fault_class == "gpu-lost" else self.fault_class
+        a line without a number, or both; that a row could not be remapped with Xid 64, by a reading, or both."""
+        return _SAME.get(self.fault_class, self.fault_class)
 
     @property
     def is_of_device(self) -> bool:
@@ -52,6 +52,8 @@ class KernelFault:
         return self.subject in DEVICES
 
 
+_SAME = {"gpu-lost": "xid-79", "row-remap-failed": "xid-64", "xid-154": "recovery-action"}
+"""Class of a fault → the class under which it is told."""
 _UNKNOWN = CatalogueRow(0, None, "unknown", "contact-support", "hardware", "the catalogue does not know this code", "")
 _RECOVERY = re.compile(r"\bto\s+(?:0x(?P<value>[0-9a-fA-F]{1,4})\b)?\s*\(?(?P<words>[A-Za-z][A-Za-z0-9 ]*)?")
 _NVLINK5 = range(144, 151)

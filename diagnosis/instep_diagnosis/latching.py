@@ -184,7 +184,7 @@ def standing(state: LatchState, node: str, gpu: str | None = None) -> list[Latch
 def action_for(state: LatchState, node: str, gpu: str) -> str:
     """What the real faults that stand on a GPU need: what the driver asks for, else the most of what their rows say."""
     found = [latch for latch in standing(state, node, gpu) if not latch.key.is_drill]
-    stated = [latch for latch in found if latch.key.fault_class in (RECOVERY_CLASS, "xid-154")]
+    stated = [latch for latch in found if latch.key.fault_class == RECOVERY_CLASS]
     actions = [latch.action for latch in stated or found]
     return max(actions, key=ACTIONS.index, default="none")
 
@@ -300,7 +300,7 @@ def _is_over(state: LatchState, latch: Latch) -> bool:
 
 def _latch(state: LatchState, event: FaultSeen) -> Latch:
     fault, at = event.fault, event.at_seconds
-    key = LatchKey(event.node, event.gpu, fault.fault_class, _is_drill(event))
+    key = LatchKey(event.node, event.gpu, fault.identity_class, _is_drill(event))
     latch = Latch(key, fault.severity, fault.action, fault.text, fault.clears, at, at, 1, event.boot_id)
     rule = return_rule()
     repairs = [end for end in state.ends if end.key == key and end.by in ("reset", "reboot")]

@@ -35,7 +35,6 @@ from instep_diagnosis.verdict import Verdict
 from instep_remediation.verdict_json import verdict_from_json
 
 NODES_MAX = 20_000
-ENDINGS_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,8 @@ class Latches:
 
     def take(self, fact: NodeFact, fault: KernelFault | None, *, at: float) -> list[Ending]:
         """Take in one fact, with the fault that it tells of if it tells of one; return what it ends."""
-        event = _recovery(fact, at) if fault is None else _seen(fact, fault, at)
+        is_stated = recovery_of(fact) is not None and not fact.is_drill
+        event = _recovery(fact, at) if fault is None or is_stated else _seen(fact, fault, at)
         return [] if event is None else self._apply(fact.node, event)
 
     def is_history(self, fact: NodeFact, fault: KernelFault, *, at: float) -> bool:
@@ -157,6 +157,8 @@ def fault_words(fault_class: str) -> str:
     >>> fault_words("xid-79"), fault_words("nvlink-down")
     ('Xid 79', 'nvlink-down')
     """
+    if fault_class == "recovery-action":
+        return "what the driver asked for"
     return fault_class.replace("sxid-", "SXid ").replace("xid-", "Xid ")
 
 

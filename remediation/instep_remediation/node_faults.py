@@ -19,14 +19,15 @@ from instep_collector.store import incidents as queries
 from instep_collector.store.engine import Store
 from instep_collector.store.models import Incident
 from instep_diagnosis.bundles import EvidenceBundle
-from instep_diagnosis.detectors.gpu_fault import detect_gpu_faults
+from instep_diagnosis.detectors.gpu_fault import SYMPTOMS, detect_gpu_faults, is_symptom
 from instep_diagnosis.evidence import NodeFact
 from instep_diagnosis.facts import fault_now, recovery_of
+from instep_diagnosis.gpu_readings import KIND
 from instep_diagnosis.verdict import Kind, Verdict
 from sqlalchemy.orm import Session
 
 from instep_remediation.latches import Ending, Latches, is_ended, sentence
-from instep_remediation.openings import Announce, Opening, device, note, open_incident
+from instep_remediation.openings import STOP, Announce, Opening, device, fill_in, note, open_incident
 from instep_remediation.repairs import end_fault, is_mended
 from instep_remediation.verdict_json import verdict_from_json
 
@@ -46,8 +47,8 @@ KNOWN_AT_START_MAX = 2000
 SEEN = "Seen on node"
 
 Conclude = Callable[[Session, Incident, Finding], None]
-Key = tuple[tuple[str, str, str, str] | str, bool]
-"""Node, GPU, class and boot of a fault (or the fact's id, where it names no device), and whether it is a drill."""
+Key = tuple[str, str, str, str, bool]
+"""Node, GPU, class and boot of a fault, and whether it is a drill; one that no reboot ends has no boot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +64,30 @@ class Waiting:
     @property
     def key(self) -> Key:
         """The same for every line of one fault."""
-        return (device(self.verdict) or self.fact.event_id, self.verdict.is_drill)
+        found = key_of(self.verdict)
+        assert found is not None, "a verdict about a GPU's fault has its class and its node"
+        return found
+
+    @property
+    def is_symptom(self) -> bool:
+        """Whether it may only tell of another fault, which has its own line."""
+        return self.verdict.fault_class in SYMPTOMS
 
     @property
     def due_at(self) -> float:
-        """When it is settled (monotonic): where no job runs and it is fresh there is nothing to wait for."""
-        is_awaited = self.run is not None or self.fact.age_seconds > NEAR_SECONDS
+        """When it is settled (monotonic): where no job runs and it is fresh there is nothing to wait for, but the fault
+        behind a symptom."""
+        is_awaited = self.run is not None or self.fact.age_seconds > NEAR_SECONDS or self.is_symptom
         return self.at + (SETTLE_SECONDS if is_awaited else 0.0)
+
+
+def key_of(verdict: Verdict) -> Key | None:
+    """Return what tells one fault from another, None where a verdict is about none."""
+    where = device(verdict)
+    if where is None:
+        return None
+    node, gpu, name, boot = where
+    return node, gpu, name, boot if "reboot" in verdict.clears else "", verdict.is_drill
 
 
 class NodeFaults:
@@ -92,10 +110,13 @@ class NodeFaults:
         self._conclude = conclude
         self._announce = announce
         self._waiting: deque[Waiting] = deque(maxlen=WAITING_MAX)
-        self._asked: dict[tuple[str, str, bool], NodeFact] = {}
-        """What GPUs ask for now, by node and UUID; what a drill has them ask for stands apart."""
+        self._asked: dict[tuple[str, str, bool], tuple[float, NodeFact]] = {}
+        """What GPUs ask for now, and since when (0: nothing any more), by node and UUID; what a drill has them ask for
+        stands apart."""
         self._known: OrderedDict[Key, str] = OrderedDict()
         """Fault → the incident that tells of it, whatever its state."""
+        self._on_node: dict[str, dict[Key, None]] = {}
+        """The same faults by node."""
         self._endings: list[Ending] = []
         self._boots: dict[str, tuple[str, ...]] = {}
         """Boots of each node that the latches were told of, newest last."""
@@ -107,17 +128,24 @@ class NodeFaults:
 
     def hold(self, row: Incident, verdict: Verdict) -> None:
         """Remember that an incident tells of a verdict's fault."""
-        where = device(verdict)
-        if where is not None:
-            self._known[where, row.is_drill] = row.id
-            if len(self._known) > KNOWN_MAX:
-                self._known.popitem(last=False)
+        key = key_of(verdict)
+        if key is not None:
+            self._remember((*key[:4], row.is_drill), row.id)
+
+    def _remember(self, key: Key, id_: str) -> None:
+        self._known[key] = id_
+        self._on_node.setdefault(key[0], {})[key] = None
+        if len(self._known) > KNOWN_MAX:
+            gone, _ = self._known.popitem(last=False)
+            del self._on_node[gone[0]][gone]
+            if not self._on_node[gone[0]]:
+                del self._on_node[gone[0]]
 
     def add(self, run: RunState | None, facts: Sequence[NodeFact]) -> None:
         """Keep the fatal ones that are not over; a GPU that may still be given work is no incident."""
         now, realtime = self._clock.monotonic(), self._clock.realtime()
         for fact in facts:
-            self._keep_asked(fact)
+            self._keep_asked(fact, realtime - fact.age_seconds)
         for fact in facts:
             if fact.node in self._boots:
                 self._mind_boot(fact.node, now, realtime)
@@ -141,19 +169,25 @@ class NodeFaults:
 
     # What is asked, booted, over --------------------------------------------------------------------------------------
 
-    def _keep_asked(self, fact: NodeFact) -> None:
+    def _keep_asked(self, fact: NodeFact, at: float) -> None:
         asked = recovery_of(fact)
         if asked is None or not fact.gpu:
             return
         key = (fact.node, fact.gpu, fact.is_drill)
+        before, _ = self._asked.get(key, (at, fact))
+        if at < before:  # It came late.
+            return
         self._asked.pop(key, None)
-        if asked and len(self._asked) < WAITING_MAX:
-            self._asked[key] = fact
+        self._asked[key] = (at, fact)
+        if len(self._asked) > WAITING_MAX:
+            del self._asked[next(iter(self._asked))]
 
     def _told(self, fact: NodeFact) -> tuple[NodeFact, ...]:
         """Return a fact, with what its GPU asks for where it does."""
-        asked = self._asked.get((fact.node, fact.gpu, fact.is_drill))
-        return (fact,) if asked is None or asked.boot_id != fact.boot_id else (fact, asked)
+        _, asked = self._asked.get((fact.node, fact.gpu, fact.is_drill), (0.0, None))
+        if asked is None or asked.boot_id != fact.boot_id or not recovery_of(asked):
+            return (fact,)
+        return (asked,) if recovery_of(fact) is not None else (fact, asked)
 
     def _mind_boot(self, node: str, now: float, realtime: float) -> None:
         """Tell the latches of a boot that they have not heard of."""
@@ -183,12 +217,13 @@ class NodeFaults:
         happened_at = realtime - fact.age_seconds - (now - waiting.at)
         told = self._told(fact)
         fault = fault_now(fact, told)
-        if fault is None or self._latches.is_history(fact, fault, at=happened_at):  # Its end was told meanwhile.
+        is_over = fault is None or self._latches.is_history(fact, fault, at=happened_at)
+        if is_over or not detect_gpu_faults(told):  # Its end, or what made it fatal, was told or taken back meanwhile.
             return False
         row = self._holder(session, waiting, happened_at)
         if row is not None:
             _note_seen(row, fact)
-            self._known[waiting.key] = row.id
+            self._remember(waiting.key, row.id)
             return False
         return self._open(session, waiting, told, happened_at, realtime)
 
@@ -203,6 +238,13 @@ class NodeFaults:
             attempt=run.attempt,
             onset_age_seconds=realtime - happened_at,
         )
+        symptom = self._symptom(session, waiting, happened_at)
+        if symptom is not None:  # It keeps its id, its labels and its plan: the node is the same.
+            finding = Finding(run, RankBoard(run.attempt), EvidenceBundle(facts=told), verdict)
+            fill_in(symptom, finding, now=realtime)
+            self._remember(waiting.key, symptom.id)
+            self._announce(session, symptom, "verdict")
+            return False
         where = device(verdict) or (waiting.fact.event_id,)
         row, is_new = open_incident(
             session,
@@ -221,23 +263,43 @@ class NodeFaults:
             state="open",
             now=realtime,
         )
-        self._known[waiting.key] = row.id
+        self._remember(waiting.key, row.id)
         if is_new:
             waited = self._clock.monotonic() - waiting.at
             bundle = EvidenceBundle(facts=told)
             self._conclude(session, row, Finding(run, RankBoard(run.attempt), bundle, verdict, waited))
         return is_new
 
+    def _symptom(self, session: Session, waiting: Waiting, happened_at: float) -> Incident | None:
+        """Return the open incident that only told of this fault until now."""
+        for key in self._on_node.get(waiting.fact.node, ()):
+            row = queries.get(session, self._known[key]) if _is_symptom(key, waiting.key) else None
+            is_open = row is not None and row.state == "open" and row.mended is None and row.family != STOP
+            if row is not None and is_open and abs(row.onset_at - happened_at) <= NEAR_SECONDS:
+                return row
+        return None
+
     def _holder(self, session: Session, waiting: Waiting, happened_at: float) -> Incident | None:
         """Return the incident that already tells of this fault, or of what it did to a job at that time."""
         id_ = self._known.get(waiting.key)
         known = queries.get(session, id_) if id_ is not None else None
-        if known is not None and known.state not in ("withdrawn", "merged") and not is_mended(known, happened_at):
+        if known is not None and known.state in ("withdrawn", "merged"):
+            known = None
+        if known is not None and (not is_mended(known, happened_at) or _is_old_news(known, waiting.fact)):
             return known
-        if waiting.run is None:
-            return None
+        cause = self._cause(session, waiting) if waiting.is_symptom else None
+        if cause is not None or waiting.run is None or _is_of_before(waiting.fact):
+            return cause
         near = queries.stops_near(session, waiting.run.run, happened_at, within=NEAR_SECONDS)
         return next((row for row in near if _tells_of(row, waiting) and not is_mended(row, happened_at)), None)
+
+    def _cause(self, session: Session, waiting: Waiting) -> Incident | None:
+        """Return the open incident of the fault that a symptom tells of."""
+        for key in self._on_node.get(waiting.fact.node, ()):
+            row = queries.get(session, self._known[key]) if _is_symptom(waiting.key, key) else None
+            if row is not None and row.state == "open" and row.mended is None:
+                return row
+        return None
 
     # Endings ----------------------------------------------------------------------------------------------------------
 
@@ -253,6 +315,23 @@ class NodeFaults:
                 if ending is not None:
                     end_fault(session, row, sentence(verdict, ending), announce=self._announce, at=ending.at)
         self._endings = []
+
+
+def _is_symptom(key: Key, of: Key) -> bool:
+    """Whether a fault only tells of another one, which may have no boot of its own."""
+    return is_symptom(key, (*of[:3], of[3] or key[3], of[4]))
+
+
+def _is_of_before(fact: NodeFact) -> bool:
+    """Whether a reading was so before anybody looked: no stop of a job is a part of it."""
+    return fact.kind == KIND and "is_new" not in fact.fields
+
+
+def _is_old_news(row: Incident, fact: NodeFact) -> bool:
+    """Whether a reading says again, in the same boot, what a person has called mended: to a server that starts again
+    each reading is new."""
+    is_same_boot = (row.verdict or {}).get("boot_id") == fact.boot_id
+    return is_same_boot and _is_of_before(fact)
 
 
 def _tells_of(row: Incident, waiting: Waiting) -> bool:

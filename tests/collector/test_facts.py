@@ -2,7 +2,7 @@
 
 import pytest
 from instep_agent.wire import Event, GpuReport
-from instep_collector.facts import FACT_SECONDS, FACTS_MAX, FactBook
+from instep_collector.facts import FACT_SECONDS, FACTS_MAX, FactBook, KeptEvent, as_fact
 from instep_diagnosis.facts import kernel_fault
 
 GPUS = {"n": (GpuReport(index=0, uuid="GPU-0", pci="0000:3b:00"), GpuReport(index=1, uuid="GPU-1", pci="0000:5e:00"))}
@@ -97,3 +97,11 @@ def test_a_healthy_gpu_told_over_several_lines_is_no_fault():
     told = (LOST[0], LOST[1], "NVRM: been initialised.")
     assert all(kernel_fault(last_fact(*told[:count])) is None for count in (1, 2, 3))
     assert last_fact(*told).text == told[2]
+
+
+@pytest.mark.parametrize(("kind", "gpu", "index"), [("gpu_recovery", "GPU-9", 9), ("nccl_rank_dead", "", None)])
+def test_a_gpu_that_is_on_no_list_any_more_is_named_by_its_own_event_and_by_no_other(kind, gpu, index):
+    fields = {"gpu": "9", "uuid": "GPU-9", "pci": "0000:9b:00"}
+    event = Event(id="1", kind=kind, text="", age_seconds=0.0, monotonic_ns=0, realtime_ns=0, fields=fields)
+    fact = as_fact("n", KeptEvent(event, 0.0, "b"), 1.0, ())
+    assert (fact.gpu, fact.gpu_index) == (gpu, index)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.real
 NODE, WAIT_SECONDS = "n1", 60.0
 FAULTS = {
     "thermal": ("--gpu", 1),
-    "remap-failed": ("--gpu", 1),
+    "remap-pending": ("--gpu", 1),
     "ecc-uncorrected": ("--gpu", 1),
     "link-down": ("--device", "mlx5_0"),
     "driver-hang": (),
@@ -83,6 +83,14 @@ class Place:
     def node(self) -> dict:
         return self.get(f"/api/v1/nodes/{NODE}")
 
+    def repaired(self) -> None:
+        headers = {"Authorization": f"Bearer {self.local.token_file.read_text().strip()}"}
+        body = json.dumps({"reason": "the drill is over"}).encode()
+        address = f"{self.local.url}/api/v1/nodes/{NODE}/repaired"
+        request = urllib.request.Request(address, body, headers | {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            assert answer.status == 200
+
     def told(self, path: str) -> list:
         return [body for heard, body in self.people.told if heard == path]
 
@@ -129,18 +137,31 @@ def test_a_drill_that_lasts_shows_on_its_node_until_it_has_ended(place, fault):
     assert f"DRILL: {words}" not in place.text("/")
 
 
-def test_the_drill_of_a_lost_gpu_is_called_one_from_its_line_to_whoever_is_told(place):
-    assert place.inject("xid", "--pci", pci(1), "--code", 79).wait(20) == 0
+def test_the_drill_of_a_row_that_could_not_be_remapped_opens_the_incident_of_a_drill(place):
+    drill = place.inject("remap-failed", "--gpu", 0)
     until(lambda: place.get("/api/v1/incidents")["incidents"], "the incident")
     (incident,) = place.get("/api/v1/incidents")["incidents"]
     assert (incident["is_drill"], incident["labels"]["drill"], incident["kind"]) == (True, "true", "gpu-fault")
+    assert incident["summary"].startswith(f"Row remap failure on {NODE} GPU 0 (a drill): ")
+    drill.terminate()
+    assert drill.wait(20) == 0
+    place.repaired()
+    until(lambda: [one["state"] for one in place.get("/api/v1/incidents")["incidents"]] == ["resolved"], "its end")
+    place.people.told.clear()
+
+
+def test_the_drill_of_a_lost_gpu_is_called_one_from_its_line_to_whoever_is_told(place):
+    assert place.inject("xid", "--pci", pci(1), "--code", 79).wait(20) == 0
+    until(lambda: "open" in [one["state"] for one in place.get("/api/v1/incidents")["incidents"]], "the incident")
+    (incident,) = [one for one in place.get("/api/v1/incidents")["incidents"] if one["state"] == "open"]
+    assert (incident["is_drill"], incident["labels"]["drill"], incident["kind"]) == (True, "true", "gpu-fault")
     line = next(fact for fact in place.node()["facts"] if fact["kind"] == "kernel_line")
     assert line["is_drill"] and "79" in line["text"]
-    (plan,) = place.get("/api/v1/plans")["plans"]
+    (plan,) = [one for one in place.get("/api/v1/plans")["plans"] if one["incident"] == incident["id"]]
     assert plan["is_drill"] and "[DRILL]" in plan["text"]
     assert all(a["arguments"]["reason"].startswith("[DRILL] ") for a in plan["actions"] if a["name"] == "drain_node")
-    (planned,) = place.get("/api/v1/audit")["audit"]
-    assert "[DRILL]" in planned["reason"]
+    audit = [line for line in place.get("/api/v1/audit")["audit"] if line["subject"] == f"plan {plan['id']}"]
+    assert audit and all("[DRILL]" in line["reason"] for line in audit)
     for path in ("/", f"/incidents/{incident['id']}", f"/nodes/{NODE}", f"/plans/{plan['id']}"):
         assert '<span class="pill drill">DRILL</span>' in place.text(path), path
     until(lambda: place.told("api/v2/alerts") and place.told("webhook"), "the alert and the message")

@@ -6,23 +6,46 @@ from collections.abc import Sequence
 
 from instep_diagnosis.evidence import NodeFact
 from instep_diagnosis.facts import fault_label, fault_now, gpu_words, is_drill
+from instep_diagnosis.gpu_readings import KIND
 from instep_diagnosis.kernel_faults import FATAL, KernelFault
 from instep_diagnosis.verdict import Cause, Certainty, Evidence, Kind, Owner, Suspect, Verdict
 
+SYMPTOMS = ("recovery-action", "gpu-missing")
+
 
 def detect_gpu_faults(facts: Sequence[NodeFact]) -> list[Verdict]:
-    """One verdict for each fatal fault, by node, GPU, class and boot; the newest line of each is its evidence.
+    """One verdict for each fatal fault, by node, GPU, class and boot; the newest line of each is its evidence. What is
+    only a symptom of another one has none.
 
     What the driver asks to be done with the GPU, where a fact says so, decides severity and action. A drill and the
     real thing are two faults, whichever is told last.
     """
-    found: dict[tuple[str, str, str, str, bool], Verdict] = {}
+    found: dict[Key, Verdict] = {}
     for fact in sorted(facts, key=lambda fact: (-fact.age_seconds, fact.event_id)):
         fault = fault_now(fact, facts)
         if fault is not None and fault.severity == FATAL and fault.is_of_device:
             key = (fact.node, gpu_of(fact, fault), fault.identity_class, fact.boot_id, is_drill(fact, fault))
             found[key] = _verdict(fact, fault)
-    return list(found.values())
+    return [verdict for key, verdict in found.items() if not any(is_symptom(key, other) for other in found)]
+
+
+Key = tuple[str, str, str, str, bool]
+"""Node, GPU, class, boot and whether it is a drill."""
+
+
+def is_symptom(key: Key, of: Key) -> bool:
+    """Whether one fault only tells of another one: what the driver asks for, of the fault that has it ask; a GPU that
+    is missing, of one that was lost.
+
+    >>> is_symptom(("n", "GPU-1", "recovery-action", "b", False), ("n", "GPU-1", "xid-95", "b", False))
+    True
+    """
+    (node, gpu, name, boot, drill), (other_node, other_gpu, other, other_boot, other_drill) = key, of
+    if (node, drill) != (other_node, other_drill) or boot != other_boot:
+        return False
+    if name == "recovery-action":
+        return gpu == other_gpu and other not in SYMPTOMS
+    return name == "gpu-missing" and other == "xid-79"
 
 
 def gpu_of(fact: NodeFact, fault: KernelFault) -> str:
@@ -34,8 +57,9 @@ def gpu_of(fact: NodeFact, fault: KernelFault) -> str:
 
 def _verdict(fact: NodeFact, fault: KernelFault) -> Verdict:
     label = fault_label(fault)
-    is_driver = fact.kind != "kernel_line"
-    told = "reported" if is_driver else "logged"
+    is_driver = fact.kind not in ("kernel_line", KIND)
+    who = "The readings" if fact.kind == KIND else "The driver" if is_driver else "The kernel"
+    told = "logged" if fact.kind == "kernel_line" else "reported"
     drill = " (a drill)" if is_drill(fact, fault) else ""
     return Verdict(
         kind=Kind.GPU_FAULT,
@@ -45,9 +69,9 @@ def _verdict(fact: NodeFact, fault: KernelFault) -> Verdict:
         owner=Owner.NODE,
         evidence=(
             Evidence(
-                text=f"{'The driver' if is_driver else 'The kernel'} of {fact.node} {told} {label}{drill}.",
+                text=f"{who} of {fact.node} {told} {label}{drill}.",
                 node=fact.node,
-                source="nvml" if is_driver else "kernel-log",
+                source="kernel-log" if fact.kind == "kernel_line" else "nvml",
                 age_seconds=fact.age_seconds,
                 fields={
                     "line": fact.text,
