@@ -252,6 +252,7 @@ def _sources(config: AgentConfig) -> tuple[Source, ...]:
     try:
         return all_sources(
             ranks_interval_seconds=config.ranks_interval_seconds,
+            ranks_calm_interval_seconds=config.ranks_calm_interval_seconds,
             discovery_interval_seconds=config.ranks_discovery_interval_seconds,
             nccl_ras_addresses=config.nccl_ras_addresses,
             log_files=config.log_files,

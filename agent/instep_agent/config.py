@@ -63,11 +63,13 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     series_max: Annotated[int, msgspec.Meta(ge=100, le=100_000)] = PAGE_SERIES_MAX
     """Beyond so many series the page leaves out the last ones, and says how many."""
     frame_interval_seconds: Seconds = 0.5
-    """How often a frame is sent when nothing happens, with the ranks; events leave at once."""
+    """How often a frame with what the ranks said is sent at most; events leave at once."""
     values_interval_seconds: Seconds = 1.0
     """How often a frame has the values of the sources, too."""
     ranks_interval_seconds: Seconds = 0.5
-    """How often rank records are read."""
+    """How often rank records are read while a rank is silent, stopped or gone."""
+    ranks_calm_interval_seconds: Seconds = 1.0
+    """How often while every rank gives signs of life; no more often than the interval above."""
     ranks_discovery_interval_seconds: Seconds = 1.0
     """How often new rank records are looked for."""
     expected_gpus: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0

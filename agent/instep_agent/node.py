@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -38,7 +39,13 @@ class Node:
     @property
     def boot_id(self) -> str:
         """This boot of the node."""
-        return boot_id(self.proc)
+        return _boot_id(self.root, self.proc_root)
+
+
+@lru_cache(maxsize=8)
+def _boot_id(root: Path, proc_root: Path | None) -> str:
+    """Ask by the two paths that a node keeps: making and hashing a new one cost a fifth of a look at a rank."""
+    return boot_id(Node("", root, proc_root=proc_root).proc)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +73,8 @@ class Source(Protocol):
     agent's own thread may have `wake_descriptor() -> int`: a descriptor that becomes readable when there is something
     to collect, or -1; then it is asked at once, and otherwise only every second. It may also have
     `last_words(node) -> Iterator[Fact]`: what it has counted and not said yet, asked for when the agent stops. One in a
-    child may have `watch(node, timeout_seconds)` (`instep_agent.running.isolation`).
+    child may have `watch(node, timeout_seconds)` (`instep_agent.running.isolation`). An attribute `rest_seconds` says
+    after a turn how long after it was asked there will be nothing new; its interval counts where that is longer.
     """
 
     @property

@@ -39,6 +39,8 @@ class Turn(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
     values: bytes = b""
     """Their values, float64 in this machine's order."""
+    rest_seconds: float = 0.0
+    """So long after it was asked the source has nothing new to say; 0 where it does not tell."""
     is_push: bool = False
     """It comes from `watch`, between two turns: it adds to what the last turn said, and replaces nothing."""
 
@@ -93,7 +95,9 @@ def take_turn(source: Source, node: Node) -> Turn:
         outcome, detail = "failed", f"Source {source.name} failed ({type(error).__name__}: {error})."
         log.exception("source %s failed", source.name)
     current().begin("")
-    return sorted_turn(source.name, readings, outcome, detail, time.perf_counter() - started_seconds)
+    turn = sorted_turn(source.name, readings, outcome, detail, time.perf_counter() - started_seconds)
+    rest_seconds: float = getattr(source, "rest_seconds", 0.0)
+    return replace(turn, rest_seconds=rest_seconds) if rest_seconds else turn
 
 
 def sorted_turn(

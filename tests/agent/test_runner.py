@@ -37,13 +37,13 @@ class Scripted:
 class Agent:
     """A runner on a clock that stands still."""
 
-    def __init__(self, tmp_path, *sources, interval_seconds=1.0):
+    def __init__(self, tmp_path, *sources, **intervals):
         self.clock, self.frames, self.dictionaries = Clock(), [], []
         self.runner = Runner(
             node_at(tmp_path, self.clock),
             sources,
             self._deliver,
-            interval_seconds=interval_seconds,
+            **intervals,
             cluster="c",
             clock_seconds=lambda: self.clock.seconds,
         )
@@ -72,6 +72,26 @@ def test_asks_each_source_at_its_own_interval(tmp_path):
     for _ in range(8):
         agent.after(0.5)
     assert (fast.asked, slow.asked) == (8, 2)
+
+
+def test_a_source_that_will_have_nothing_new_is_left_alone_so_long(tmp_path):
+    source = Scripted("calm", 0.5)
+    agent = Agent(tmp_path, source)
+    source.rest_seconds = 2.0
+    for _ in range(8):
+        agent.after(0.5)
+    assert source.asked == 2
+    source.rest_seconds = 0.0
+    for _ in range(8):
+        agent.after(0.5)
+    assert source.asked == 2 + 8
+
+
+def test_a_frame_with_nothing_new_is_made_once_a_second(tmp_path):
+    agent = Agent(tmp_path, Scripted("slow", 10.0), interval_seconds=0.25, values_interval_seconds=5.0)
+    for _ in range(16):
+        agent.after(0.25)
+    assert len(agent.frames) == 4
 
 
 def test_tells_how_long_it_may_sleep(tmp_path):

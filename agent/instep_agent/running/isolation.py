@@ -40,7 +40,8 @@ BACKOFF_SECONDS_MIN = 1.0
 BACKOFF_SECONDS_MAX = 60.0
 UNKILLABLE_MAX = 2
 CLOSE_SECONDS_MAX = 2.0
-_RECEIVE_BYTES = 1 << 18
+_RECEIVE_BYTES = 1 << 15
+"""More than almost every answer, and less than what the C library asks the kernel for each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +315,8 @@ class Children:
                 child.is_ended = True
                 break
             child.rest += received
+            if len(received) < _RECEIVE_BYTES:  # that was all; what came since is heard of by the next wait
+                break
         self._take_turns(child)
 
     def _take_turns(self, child: _Child) -> None:

@@ -30,6 +30,8 @@ WOKEN_SECONDS = 1.0
 """A source that wakes the loop itself is asked no more often than this when nothing woke it."""
 FACT_WAIT_SECONDS = 0.05
 """A fact waits no longer than this for the other sources that are due at the same time."""
+QUIET_FRAME_SECONDS = 1.0
+"""A frame is made this often although there is nothing to say: the server knows by it that the node is there."""
 STOP_CHECK_SECONDS = 1.0
 VALUES_EARLY_SECONDS = 0.1
 """A tick so little before its time sends the values too: ticks come late, and one in two would be passed over."""
@@ -87,7 +89,7 @@ class Runner:
         self._drills = Drills(drills_folder)
         self._builder = FrameBuilder(node, cluster=cluster)
         self._values_interval_seconds = values_interval_seconds - VALUES_EARLY_SECONDS
-        self._next_frame_seconds = self._next_values_seconds = 0.0
+        self._next_frame_seconds = self._next_values_seconds = self._quiet_until_seconds = 0.0
         self._tick = Tick()
         self._sending = threading.Lock()
         self._running: tuple[SourceState, float] | None = None
@@ -160,13 +162,20 @@ class Runner:
                         self._ask(urgent)
                 if self._tick.facts and self._clock_seconds() - now_seconds > FACT_WAIT_SECONDS:
                     self._send_frame(is_tick=False)
-        is_tick = self._next_frame_seconds <= now_seconds + early_seconds(self._interval_seconds)
+        is_tick = self._frame_due_seconds() <= now_seconds + early_seconds(self._interval_seconds)
         if is_tick:
             self._next_frame_seconds = now_seconds + self._interval_seconds
+            self._quiet_until_seconds = now_seconds + QUIET_FRAME_SECONDS
         if is_tick or self._tick.facts:
             self._send_frame(is_tick=is_tick)
-        due = min(self._next_frame_seconds, self.children.due_seconds(), *(one.next_due_seconds for one in self.states))
-        return max(0.0, due - self._clock_seconds())
+        due_seconds = min(self.children.due_seconds(), *(one.next_due_seconds for one in self.states))
+        return max(0.0, min(self._frame_due_seconds(), due_seconds) - self._clock_seconds())
+
+    def _frame_due_seconds(self) -> float:
+        """Give when the next frame is made; one with nothing in it but that the node is there is made more rarely."""
+        if self._tick.ranks or self._tick.gpus is not None:
+            return self._next_frame_seconds
+        return max(self._next_frame_seconds, min(self._next_values_seconds, self._quiet_until_seconds))
 
     @property
     def snapshot(self) -> Snapshot:
@@ -254,6 +263,8 @@ class Runner:
             self._tick.add_rank(report)
         if turn.gpus or (state.name == "gpu_inventory" and turn.outcome == "ok"):
             self._tick.gpus = merged_gpus(self.states)
+        if turn.rest_seconds:
+            state.next_due_seconds = max(state.next_due_seconds, state.asked_at_seconds + turn.rest_seconds)
         if turn.outcome == "absent":
             state.next_due_seconds = max(state.next_due_seconds, self._clock_seconds() + ABSENT_RETRY_SECONDS)
         self._blocked.discard(getattr(state.source, "child", ""))

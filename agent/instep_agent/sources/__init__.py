@@ -59,6 +59,7 @@ SOURCES = (
 def all_sources(
     *,
     ranks_interval_seconds: float = RankRecords.interval_seconds,
+    ranks_calm_interval_seconds: float = RankRecords.calm_interval_seconds,
     discovery_interval_seconds: float = RankRecords.discovery_interval_seconds,
     expected_gpus: int = 0,
     nccl_ras_addresses: Sequence[str] = ADDRESSES,
@@ -66,7 +67,12 @@ def all_sources(
 ) -> tuple[Source, ...]:
     """Give one instance of every source."""
     table = RankTable()
-    ranks = RankRecords(ranks_interval_seconds, discovery_interval_seconds, table=table)
+    ranks = RankRecords(
+        ranks_interval_seconds,
+        discovery_interval_seconds,
+        calm_interval_seconds=ranks_calm_interval_seconds,
+        table=table,
+    )
     jobs = (LogLines(log_files), NcclRas(nccl_ras_addresses))
     gpus = (GpuInventory(), GpuCount(expected_gpus))
     host = (RankCpu(table), *(source() for source in HOST_SOURCES))

@@ -31,6 +31,10 @@ ATTEMPTS_MAX = 8
 """Of the newest attempts, the first that holds a record is reported: an empty folder hides no rank."""
 REFUSED_RETRY_SECONDS_MAX = 60.0
 """What is no sound record is looked at again after a while, ever more rarely: it may be one that is being created."""
+LIVELY_SECONDS = 0.4
+"""While every rank has given a sign of life within this time, and runs or sleeps, they are looked at more rarely. An
+alarm needs a silence of more than this and the calm interval's first half, so that none comes later for it."""
+_UNTROUBLED = frozenset(("running", "sleeping"))
 PROCESSES_HELD_MAX = 64
 """With more ranks than this their processes are opened at each look: descriptors are limited."""
 MEMBERS_HELD_MAX = 1 << 20
@@ -85,19 +89,24 @@ class RankRecords:
         gauge("instep_rank_records_invalid", "Files beneath the record root that are no sound rank record."),
         gauge("instep_rank_records_late", "Rank records that a turn had no time for: the next one begins with them."),
     )
+    calm_interval_seconds = 1.0
     discovery_interval_seconds = 1.0
+    rest_seconds = 0.0
 
     def __init__(
         self,
         interval_seconds: float = interval_seconds,
         discovery_interval_seconds: float = discovery_interval_seconds,
         *,
+        calm_interval_seconds: float = calm_interval_seconds,
         table: RankTable | None = None,
         turn_seconds_max: float = TURN_SECONDS_MAX,
     ) -> None:
-        """`table` is told of every rank, for other sources to read."""
+        """`calm_interval_seconds` counts while all ranks are lively; `table` is told of every rank, for others to read.
+        """
         self._turn_seconds_max = turn_seconds_max
         self.interval_seconds = interval_seconds
+        self.calm_interval_seconds = calm_interval_seconds
         self.discovery_interval_seconds = discovery_interval_seconds
         self._watched: dict[_Place, _Watched] = {}
         self._ended: set[_Place] = set()
@@ -116,7 +125,13 @@ class RankRecords:
         if now_ns >= self._next_discovery_ns:
             self._next_discovery_ns = now_ns + int(self.discovery_interval_seconds * 1e9)
             self._discover(node)
-        yield from self._read_all(node)
+        self.rest_seconds = self.calm_interval_seconds
+        for said in self._read_all(node):
+            if said.heartbeat_age_seconds > LIVELY_SECONDS or said.process_state not in _UNTROUBLED:
+                self.rest_seconds = 0.0
+            yield said
+        if self._late:
+            self.rest_seconds = 0.0
         yield Sample(name="instep_rank_records", labels=(), value=float(len(self._watched)))
         yield Sample(name="instep_rank_records_invalid", labels=(), value=float(self._invalid))
         yield Sample(name="instep_rank_records_late", labels=(), value=float(len(self._late)))

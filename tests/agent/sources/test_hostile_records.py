@@ -38,7 +38,7 @@ class Agent:
     """A runner over the records of a folder and another source; `go_on` gives the ranks that it sent."""
 
     def __init__(self, root):
-        self.records, self.beating, self.frames = RankRecords(0.0, 0.0), Beating(), []
+        self.records, self.beating, self.frames = RankRecords(0.0, 0.0, calm_interval_seconds=0.0), Beating(), []
         self.runner = Runner(
             Node("node-a", record_root=root),
             [self.records, self.beating],

@@ -7,7 +7,7 @@ import pytest
 from instep_agent.errors import Absent
 from instep_agent.node import Node
 from instep_agent.rank_record import Phase, RankRecordWriter
-from instep_agent.sources.rank_records import GONE_REPORTED_SECONDS, RankRecords
+from instep_agent.sources.rank_records import GONE_REPORTED_SECONDS, LIVELY_SECONDS, RankRecords
 from instep_agent.wire import RankReport
 from made_records import identity_of, new_writer
 
@@ -40,6 +40,29 @@ def test_reports_every_rank_and_its_new_steps_once(tmp_path, source):
     writers[0].heartbeat(3, 0, Phase.data)
     ranks, _ = collect(source, tmp_path)
     assert [(rank.step, len(rank.steps)) for rank in ranks] == [(3, 0), (0, 0)]
+
+
+def test_ranks_that_all_live_are_looked_at_more_rarely_and_one_that_is_silent_is_not(tmp_path, source):
+    for rank in (0, 1):
+        new_writer(tmp_path, rank).heartbeat(1, 0, Phase.data)
+    now_ns = time.monotonic_ns()
+    node = Node("node-a", record_root=tmp_path, monotonic_ns=lambda: now_ns)
+    list(source.collect(node))
+    assert source.rest_seconds == source.calm_interval_seconds
+    collect(source, tmp_path, later_seconds=LIVELY_SECONDS + 0.1)
+    assert source.rest_seconds == 0.0
+
+
+def test_a_rank_whose_process_is_gone_is_not_looked_at_more_rarely(tmp_path, source):
+    new_writer(tmp_path).heartbeat(1, 0, Phase.data)
+    proc = tmp_path / "proc"
+    (proc / "sys/kernel/random").mkdir(parents=True)
+    (proc / "sys/kernel/random/boot_id").write_text(Node("node-a").boot_id)
+    now_ns = time.monotonic_ns()
+    node = Node("node-a", record_root=tmp_path, proc_root=proc, monotonic_ns=lambda: now_ns)
+    (report,) = (each for each in source.collect(node) if isinstance(each, RankReport))
+    assert report.process_state != "running"
+    assert source.rest_seconds == 0.0
 
 
 def test_only_the_newest_attempt_of_a_run_is_reported(tmp_path, source):
