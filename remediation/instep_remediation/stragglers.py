@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from instep_collector import judging
 from instep_collector.boards import RankBoard
 from instep_collector.clock import Clock
 from instep_collector.registry import RunState
@@ -15,10 +16,12 @@ from instep_collector.sink import Finding
 from instep_collector.store import incidents as queries
 from instep_collector.store.engine import Store
 from instep_collector.store.models import Incident
-from instep_diagnosis.verdict import Kind
+from instep_diagnosis.detectors.lasting import is_still_slow
+from instep_diagnosis.verdict import Cause, Kind, Verdict
 from sqlalchemy.orm import Session
 
 from instep_remediation.openings import Opening, fill_in, identity, open_incident, resolve
+from instep_remediation.verdict_json import verdict_from_json
 
 CONFIRM_SECONDS = 0.9
 CONFIRM_STEPS = 4
@@ -28,7 +31,8 @@ COST_GPU_SECONDS_MIN = 0.3
 """Less lost than this is nothing to look at; in a job of real size one slow step costs more."""
 CLEAR_SECONDS = 10.0
 CLEAR_STEPS = 10
-"""Not found for this long and this many steps: over. A job that stands still proves nothing."""
+"""Not found for this long and this many steps, and no longer slow in its newest ones: over. A job that stands still
+proves nothing."""
 RENEW_SECONDS = 30.0
 
 Conclude = Callable[[Session, Incident, Finding], None]
@@ -43,6 +47,9 @@ class Open:
     found_at: float
     found_step: int
     renewed_at: float
+    cause: Cause
+    ratio: float
+    """How slow it was; 0 where that is not known."""
 
 
 class StragglerDesk:
@@ -59,9 +66,10 @@ class StragglerDesk:
         with store.begin() as session:
             for row in queries.active(session):
                 suspects = (row.verdict or {}).get("suspects") or [{}]
-                if row.kind == Kind.STRAGGLER and suspects[0]:
+                if row.verdict is not None and row.kind == Kind.STRAGGLER and suspects[0]:
                     key = (row.run, suspects[0].get("rank"), suspects[0].get("node", ""))
-                    self._open[key] = Open(row.id, now, row.onset_step or 0, now)
+                    cause, ratio = _cause_and_ratio(verdict_from_json(row.verdict))
+                    self._open[key] = Open(row.id, now, row.onset_step or 0, now, cause, ratio)
 
     def straggling(self, run: RunState, board: RankBoard, findings: Sequence[Finding]) -> None:
         """Take in all stragglers of a run at this moment."""
@@ -81,16 +89,21 @@ class StragglerDesk:
             if known is None:
                 is_costly = finding.verdict.cost_gpu_seconds >= COST_GPU_SECONDS_MIN
                 if self._is_confirmed(key, now, step) and is_costly:
-                    self._open[key] = Open(self._begin(finding, key), now, step, now)
+                    cause, ratio = _cause_and_ratio(finding.verdict)
+                    self._open[key] = Open(self._begin(finding, key), now, step, now, cause, ratio)
                 continue
             known.found_at, known.found_step = now, step
             if now - known.renewed_at >= RENEW_SECONDS:
                 known.renewed_at = now
                 self._renew(known.incident, finding)
         for key, known in list(self._open.items()):
-            if key[0] == run.run and self._is_over(known, run, now, step):
-                del self._open[key]
-                self._end(known.incident, step)
+            if key[0] != run.run or not self._is_over(known, run, now, step):
+                continue
+            if self._lasts(key, known, run, board):
+                known.found_at, known.found_step = now, step
+                continue
+            del self._open[key]
+            self._end(known.incident, step)
 
     def _is_confirmed(self, key: Key, now: float, step: int) -> bool:
         first_at, first_step = self._seen.setdefault(key, (now, step))
@@ -102,6 +115,12 @@ class StragglerDesk:
             or math.isinf(known.found_at)
             or (now - known.found_at >= CLEAR_SECONDS and step >= known.found_step + CLEAR_STEPS)
         )
+
+    def _lasts(self, key: Key, known: Open, run: RunState, board: RankBoard) -> bool:
+        """Whether a rank is slow still although no finding says so: the slowdown fills the detector's window."""
+        if run.is_finished or math.isinf(known.found_at) or key[1] is None:
+            return False
+        return is_still_slow(judging.job_steps(run, board), key[1], known.cause, known.ratio)
 
     def _begin(self, finding: Finding, key: Key) -> str:
         run, verdict, now = finding.run, finding.verdict, self._clock.realtime()
@@ -148,3 +167,10 @@ class StragglerDesk:
 def _key(run: RunState, finding: Finding) -> Key:
     suspect = finding.verdict.suspects[0] if finding.verdict.suspects else None
     return (run.run, suspect.rank if suspect else None, suspect.node if suspect else "")
+
+
+def _cause_and_ratio(verdict: Verdict) -> tuple[Cause, float]:
+    """Why the rank is slow, and by how much, as its evidence says."""
+    cause = (verdict.suspects[0].cause if verdict.suspects else None) or verdict.cause or Cause.UNKNOWN
+    told = (evidence.fields.get("ratio") for evidence in verdict.evidence)
+    return cause, next((float(ratio) for ratio in told if isinstance(ratio, int | float)), 0.0)

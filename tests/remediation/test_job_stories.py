@@ -5,6 +5,7 @@ nothing.
 import pytest
 from msgspec.structs import replace
 
+from tests.remediation import fake_job
 from tests.remediation.bench import play, server
 from tests.remediation.fake_job import FakeJob, node_of
 
@@ -270,6 +271,36 @@ def test_a_straggler_is_named_and_restarts_nothing_and_ends_when_it_is_over(tmp_
                 await bench.send(*job.frames(job.healthy(2), bench.clock))
                 await bench.report(job.report("heartbeat"))
                 await bench.tick(0.5)
+            (incident,) = await bench.incidents()
+            assert incident["state"] == "resolved"
+
+    play(story)
+
+
+def test_of_two_ranks_one_that_stays_slow_for_the_whole_window_stays_a_straggler(tmp_path, monkeypatch):
+    """A pair is judged by a rise over its own past; once the past has left the window, what it does now counts."""
+    monkeypatch.setattr(fake_job, "WORLD", 2)
+    monkeypatch.setattr(fake_job, "MEMBERS", (0, 1))
+
+    async def story():
+        async with server(tmp_path) as bench:
+            job = FakeJob()
+
+            async def train(seconds, slow):
+                for _ in range(2 * seconds):
+                    job.step += 5
+                    await bench.send(*job.frames(job.healthy(5, slow=slow), bench.clock))
+                    await bench.report(job.report("heartbeat"))
+                    await bench.tick(0.5)
+
+            await begin(bench, job)
+            await train(30, {1: 1.5})
+            (incident,) = await bench.incidents("open")
+            assert (incident["kind"], incident["suspects"][0]["rank"]) == ("straggler", 1)
+            await train(60, {1: 1.5})
+            assert [found["id"] for found in await bench.incidents()] == [incident["id"]]
+            assert await bench.incidents("open")
+            await train(40, {})
             (incident,) = await bench.incidents()
             assert incident["state"] == "resolved"
 
