@@ -33,7 +33,7 @@ TIMEOUT_SECONDS = 600
 WAITING_FAULTS = ("sleep", "spin", "gil", "stop")
 """Faults that can be taken back, so that the job goes on."""
 CALL_FAULTS = ("skip", "extra", "wrong-op", "swap")
-BENIGN_PHASES = ("data", "checkpoint", "evaluation", "compile")
+BENIGN_PHASES = ("data", "checkpoint", "evaluation")
 """One rank stays in such a phase for a while, and comes back by itself: no fault."""
 BENIGN_SECONDS = 3.0
 
