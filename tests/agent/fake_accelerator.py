@@ -57,6 +57,18 @@ class FakeAccelerator:
         yield Sample(name="instep_fake_turns_total", labels=labels, value=float(self.turns))
 
 
+class RememberingAccelerator(FakeAccelerator):
+    """One that is rarely asked and hands on how many turns it has taken, unless its device is hot."""
+
+    interval_seconds = 30.0
+
+    def memory(self):
+        return None if (self.folder / "temperature").read_text() == "99" else b"%d" % self.turns
+
+    def recall(self, memory):
+        self.turns = int(memory)
+
+
 class WatchingAccelerator(FakeAccelerator):
     """Its driver also calls out: whatever is written into `<folder>/call`, once."""
 

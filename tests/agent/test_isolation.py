@@ -11,8 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from fake_accelerator import FakeAccelerator, WatchingAccelerator
+from fake_accelerator import FakeAccelerator, RememberingAccelerator, WatchingAccelerator
 from instep_agent.running import isolation
+from instep_agent.running.notes import Notes
 from instep_agent.running.runner import Runner
 from made_nodes import Clock, node_at
 
@@ -331,6 +332,60 @@ runner.wait(60)
         child = int((tmp_path / "fake/fake_state.pid").read_text())
         process.kill()
     wait_gone(keeper, child)
+
+
+def test_a_process_whose_sources_hand_on_what_they_know_ends_between_rare_turns(agent, tmp_path):
+    source = RememberingAccelerator(tmp_path / "fake")
+    it = agent(source)
+    it.after(0)
+    it.turns("fake_state", 1)
+    first = source.pid()
+    it.until(lambda: is_gone(first))
+    it.after(source.interval_seconds)
+    it.turns("fake_state", 2)
+    assert source.pid() != first
+    assert it.values()["instep_fake_turns_total"] == 2.0, "the second process knows of the first one's turn"
+    assert it.events() == []
+    assert it.runner.children.starts == {"fake": 1}
+    assert it.runner.children.unkillable == {"fake": 0}
+
+
+def test_a_process_that_only_itself_knows_something_lives_on(agent, tmp_path):
+    source = RememberingAccelerator(tmp_path / "fake")
+    source.set("temperature", "99")
+    it = agent(source)
+    for turns in (1, 2):
+        it.after(source.interval_seconds)
+        it.turns("fake_state", turns)
+    it.after(source.interval_seconds / 2)
+    assert not is_gone(source.pid())
+    assert it.runner.children._children["fake"].starts_total == 1
+
+
+def test_a_stuck_turn_of_a_process_that_had_rested_is_found_as_any_other(agent, tmp_path, caplog):
+    source = RememberingAccelerator(tmp_path / "fake")
+    it = agent(source)
+    it.after(0)
+    it.turns("fake_state", 1)
+    first = source.pid()
+    it.until(lambda: is_gone(first))
+    source.set("mode", "hang fake_state")
+    it.after(source.interval_seconds)
+    it.until(lambda: source.pid() != first)
+    it.after(source.deadline_seconds)
+    assert it.events() == [("source_stuck", "fake_state")]
+    wait_gone(source.pid())
+
+
+def test_notes_that_were_being_written_when_their_process_died_are_left_alone(tmp_path):
+    source, notes = RememberingAccelerator(tmp_path / "fake"), Notes()
+    source.turns = 7
+    notes.write([source])
+    assert notes.may_end
+    notes._page[-1] = notes._page[14] = 255
+    source.turns = 0
+    notes.recall([source])
+    assert source.turns == 0
 
 
 def test_without_sources_in_children_there_is_no_further_process(agent, tmp_path):

@@ -34,6 +34,7 @@ from instep_agent.announce import Progress, current, use
 from instep_agent.columns import Series
 from instep_agent.errors import Absent, AgentError
 from instep_agent.node import Node, Reading, Source
+from instep_agent.running.notes import Notes
 from instep_agent.turn import Turn, packed, sorted_turn, take_turn
 
 PACKET_BYTES_MAX = 4096
@@ -50,8 +51,9 @@ _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 
 log = logging.getLogger("instep.agent.child")
 
-Groups = Mapping[str, tuple[Sequence[Source], Progress]]
-"""The sources of each child by its name, and the page where it says what it is doing."""
+Groups = Mapping[str, tuple[Sequence[Source], Progress, Notes | None]]
+"""The sources of each child by its name, the page where it says what it is doing, and that where its process writes
+what the next one must know, if it may end between two turns."""
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
@@ -218,9 +220,12 @@ class Keeper:
             return
         if pid == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            sources, progress = self._groups[order.child]
+            sources, progress, notes = self._groups[order.child]
             _run_forked(
-                f"instep-{order.child}", keeper, descriptor, lambda data: serve(self._node, sources, data, progress)
+                f"instep-{order.child}",
+                keeper,
+                descriptor,
+                lambda data: serve(self._node, sources, data, progress, notes),
             )
         os.close(descriptor)
         self._alive.add(pid)
@@ -251,10 +256,14 @@ class Keeper:
             self._control.send(encode(report))
 
 
-def serve(node: Node, sources: Sequence[Source], data: socket.socket, progress: Progress) -> None:
+def serve(
+    node: Node, sources: Sequence[Source], data: socket.socket, progress: Progress, notes: Notes | None = None
+) -> None:
     """Be a child: take the turns that are asked for, watch between them, and end when the agent closes its end."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a driver that crashes each minute must not fill the disk
     use(progress)
+    if notes is not None:
+        notes.recall(sources)
     by_name = {source.name: source for source in sources}
     watchers: dict[str, Callable[[Node, float], Iterator[Reading]]] = {}
     names = _Requests(data)
@@ -263,6 +272,8 @@ def serve(node: Node, sources: Sequence[Source], data: socket.socket, progress: 
         asked = names.next(0.0 if watchers else None)
         if asked is not None:
             turn = take_turn(by_name[asked], node)
+            if notes is not None:
+                notes.write(sources)
             _answer(data, turn, said)
             watch: Any = getattr(by_name[asked], "watch", None)
             if watch is not None and turn.outcome == "ok":

@@ -11,7 +11,8 @@ A source with `child = "nvml"` runs in the child of that name, one source after 
 The agent never waits for a child, so that every other source keeps its interval. A source that lost its child waits
 1 s, 2 s, … 60 s for its next turn, until one comes back; the other sources of that child go on 1 s later in a new one.
 A process that cannot be killed (it hangs in the kernel) is left alone; while there are two of them under one name, no
-third is started.
+third is started. Where all sources of a child can hand on what they remember (`instep_agent.running.notes`), its
+process is ended when none of them is due for a while.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from instep_agent.announce import Progress
 from instep_agent.columns import Series, compacted
 from instep_agent.node import Node, Source
 from instep_agent.running import child as process
+from instep_agent.running.notes import Notes, is_forgettable
 from instep_agent.turn import Turn, unpacked
 
 START_GRACE_SECONDS = 5.0
@@ -40,6 +42,8 @@ BACKOFF_SECONDS_MIN = 1.0
 BACKOFF_SECONDS_MAX = 60.0
 UNKILLABLE_MAX = 2
 CLOSE_SECONDS_MAX = 2.0
+REST_SECONDS_MIN = 10.0
+"""A process that may end between two turns does so when there are so many until the next: a fork takes milliseconds."""
 _RECEIVE_BYTES = 1 << 15
 """More than almost every answer, and less than what the C library asks the kernel for each time."""
 
@@ -100,7 +104,16 @@ class _Child:
     """The process that a drill has stopped."""
     killed: set[int] = field(default_factory=set)
     """Killed and not yet known to have ended."""
+    notes: Notes | None = None
+    """Where its process writes what the next one must know; None where it lives on between turns."""
+    resting: set[int] = field(default_factory=set)
+    """Ended because nothing is to be done, and not yet known to be gone."""
+    is_rested: bool = False
+    known_series: dict[str, tuple[Series, ...]] = field(default_factory=dict)
+    """What any of its processes has said last, by source: whoever compares tuples then knows them again."""
+    asked_at_seconds: float = 0.0
     starts_total: int = 0
+    rests_total: int = 0
 
     @property
     def is_running(self) -> bool:
@@ -127,11 +140,15 @@ class Children:
                 child = self._children.setdefault(name, _Child(name, {}, Progress()))
                 child.sources[source.name] = source
                 self._of_source[source.name] = child
+        for child in self._children.values():
+            child.notes = Notes() if is_forgettable(tuple(child.sources.values())) else None
         self._backoff_seconds: dict[str, float] = {}
         self._held_until_seconds: dict[str, float] = {}
         self._keeper_pid = 0
         self._control: socket.socket | None = None
         self._orphans: set[int] = set()
+        self._paused: Set[str] = frozenset()
+        """Children whose processes a drill stops."""
         self._ready: list[Report] = []
         self._polled: tuple[int, ...] = ()
         self._poller = select.poll()
@@ -151,11 +168,12 @@ class Children:
 
     @property
     def starts(self) -> dict[str, int]:
-        """Processes started so far, by child."""
-        return {child.name: child.starts_total for child in self._children.values()}
+        """Processes started so far, by child; one that is started again after a rest does not count."""
+        return {child.name: child.starts_total - child.rests_total for child in self._children.values()}
 
     def pause(self, names: Set[str]) -> None:
         """Stop the processes of these children, as a driver would that never answers, and let all others go on."""
+        self._paused = names
         for child in self._children.values():
             wanted_pid = child.pid if child.name in names else 0
             if wanted_pid != child.paused_pid:
@@ -201,6 +219,8 @@ class Children:
                 self._lose(child, "deadline", now_seconds)
             if child.pending:
                 self._go_on(child, now_seconds)
+            elif child.notes is not None and child.notes.may_end and self._is_idle(child, now_seconds):
+                self._rest(child)
         ready, self._ready = self._ready, []
         return ready
 
@@ -237,7 +257,8 @@ class Children:
 
     def _start_keeper(self) -> None:
         groups = {
-            child.name: (tuple(child.sources.values()), child.progress) for child in self._children.values()
+            child.name: (tuple(child.sources.values()), child.progress, child.notes)
+            for child in self._children.values()
         }
         with warnings.catch_warnings():  # a lost keeper is forked again beside threads: it takes no lock of theirs
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -263,6 +284,7 @@ class Children:
         child.pending.remove(name)
         child.asked = name
         grace_seconds = START_GRACE_SECONDS if child.is_new else 0.0
+        child.asked_at_seconds = now_seconds
         child.deadline_seconds = now_seconds + child.sources[name].deadline_seconds + grace_seconds
         with contextlib.suppress(OSError):  # it has just ended: the keeper is about to say so
             child.data.send(b"%s %.3f\n" % (name.encode(), child.free_seconds(now_seconds)))
@@ -270,6 +292,8 @@ class Children:
     def _start(self, child: _Child, now_seconds: float) -> bool:
         if child.not_before_seconds > now_seconds:
             return False
+        child.killed |= child.resting  # it had a while to end
+        child.resting.clear()
         if len(child.killed) >= UNKILLABLE_MAX:
             self._block(
                 child,
@@ -284,7 +308,10 @@ class Children:
         assert self._control is not None
         ours, its = socket.socketpair()
         child.progress.begin("")
+        if child.notes is not None:
+            child.notes.begin()
         child.starts_total += 1
+        child.rests_total += child.is_rested
         try:
             order = process.encode(process.Start(child.name, child.starts_total))
             socket.send_fds(self._control, [order], [its.fileno()])
@@ -295,8 +322,21 @@ class Children:
         finally:
             its.close()
         ours.setblocking(False)
-        child.data, child.is_new = ours, True
+        child.data, child.is_new, child.is_rested = ours, not child.is_rested, False
         return True
+
+    def _is_idle(self, child: _Child, now_seconds: float) -> bool:
+        """Whether its process runs and nobody needs it for a while."""
+        if not child.pid or child.asked or child.name in self._paused or len(child.next_seconds) < len(child.sources):
+            return False
+        return min(child.next_seconds.values()) >= now_seconds + REST_SECONDS_MIN
+
+    def _rest(self, child: _Child) -> None:
+        """End its process, which holds nothing that is not written down."""
+        child.resting.add(child.pid)
+        self._order(process.Kill(child.pid))
+        self._drop_process(child)
+        child.is_rested = True
 
     def _block(self, child: _Child, detail: str, *, is_unkillable: bool) -> None:
         """Nothing can be asked: what waits is dropped, so that each source's next turn tries again."""
@@ -332,11 +372,16 @@ class Children:
             del child.rest[: 4 + size_bytes]
             if turn.source in child.sources:
                 if turn.series is not None and turn.series is not child.series.get(turn.source):
-                    turn = msgspec.structs.replace(turn, series=compacted(turn.series))
-                    child.series[turn.source] = turn.series or ()
+                    series = compacted(turn.series)
+                    if series == child.known_series.get(turn.source):
+                        series = child.known_series[turn.source]
+                    turn = msgspec.structs.replace(turn, series=series)
+                    child.series[turn.source] = child.known_series[turn.source] = series
                 self._ready.append(turn)
             if not turn.is_push and turn.source == child.asked:
                 child.asked, child.is_new = "", False
+                if turn.rest_seconds:
+                    child.next_seconds[turn.source] = child.asked_at_seconds + turn.rest_seconds
                 self._backoff_seconds.pop(turn.source, None)
 
     def _hear_keeper(self, now_seconds: float) -> None:
@@ -370,6 +415,7 @@ class Children:
     def _hear_ended(self, report: process.Ended, now_seconds: float) -> None:
         for child in self._children.values():
             child.killed.discard(report.pid)
+            child.resting.discard(report.pid)
             if child.pid == report.pid and child.is_running:
                 self._receive(child)
                 ending = signal.Signals(report.signal).name if report.signal else f"exit {report.code}"
@@ -379,8 +425,9 @@ class Children:
         """Its children die with it; where the agent is the first process of its container, they become its own."""
         self._forget_keeper()
         for child in self._children.values():
-            self._orphans |= child.killed | ({child.pid} - {0})
+            self._orphans |= child.killed | child.resting | ({child.pid} - {0})
             child.killed.clear()
+            child.resting.clear()
             if child.is_running:
                 self._lose(child, "keeper gone", now_seconds)
 

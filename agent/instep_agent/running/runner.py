@@ -175,7 +175,8 @@ class Runner:
         """Give when the next frame is made; one with nothing in it but that the node is there is made more rarely."""
         if self._tick.ranks or self._tick.gpus is not None:
             return self._next_frame_seconds
-        return max(self._next_frame_seconds, min(self._next_values_seconds, self._quiet_until_seconds))
+        values_seconds = self._next_values_seconds + VALUES_EARLY_SECONDS  # no earlier than ranks that come with them
+        return max(self._next_frame_seconds, min(values_seconds, self._quiet_until_seconds))
 
     @property
     def snapshot(self) -> Snapshot:

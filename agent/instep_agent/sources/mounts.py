@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import msgspec
+
 from instep_agent.announce import announce
 from instep_agent.errors import Absent, SourceFailed
 from instep_agent.host.mounts import Mount, parse_mounts
@@ -17,6 +19,8 @@ from instep_agent.wire import Sample
 
 ANSWER_SECONDS_MAX = 2.0
 """All file systems are asked at the same time; one that has not answered by then is stuck until it does."""
+
+_memory = msgspec.msgpack.Decoder(tuple[set[str], dict[str, bool]])
 
 
 @dataclass(slots=True)
@@ -71,6 +75,16 @@ class Mounts:
         for mount, question in self._questions.items():
             yield from self._told(mount, question, node)
         self._check(node)
+
+    def memory(self) -> bytes | None:
+        """Give what was told of which file system; None while one has not answered: its thread is this process's."""
+        if not all(one.is_answered.is_set() for one in self._questions.values()):
+            return None
+        return msgspec.msgpack.encode((self._told_stuck, self._was_read_only))
+
+    def recall(self, memory: bytes) -> None:
+        """Know what an earlier process has told."""
+        self._told_stuck, self._was_read_only = _memory.decode(memory)
 
     def _check(self, node: Node) -> None:
         """Raise `Absent` where the root holds none of the node's mounts, `SourceFailed` where one is not to be seen."""

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from instep_agent.announce import announce
 from instep_agent.errors import Absent, SourceFailed
 from instep_agent.metric import gauge
@@ -33,9 +35,15 @@ COMMUNICATORS_MAX = 32
 """The largest ones have samples of their own."""
 FACTS_MAX = 64
 """Of one turn; what is beyond is only counted."""
+NOBODY_REST_SECONDS = 30.0
+"""Between two looks for a service where none listened."""
+EARLY_SECONDS = 0.5
+"""A turn that comes so little before its time is none too early."""
 FORGET_SECONDS = 900.0
 """After so long without a word of a communicator, what was said of it is forgotten."""
 KNOWN_MAX = 4096
+
+_memory = msgspec.msgpack.Decoder(tuple[list[tuple[tuple[str | int, ...], int, int, bool]], int])
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +118,18 @@ class NcclRas:
             self.child = ""  # nobody to ask, so no process is needed
         self._known: dict[tuple[object, ...], _Known] = {}
         self._quiet_until_ns = 0
+        self.rest_seconds = 0.0
+        """After a turn: how long the services may be left alone."""
+
+    def memory(self) -> bytes:
+        """Give what is known since when, and until when nobody need be asked."""
+        known = [(key, one.since_ns, one.seen_ns, one.is_told) for key, one in self._known.items()]
+        return msgspec.msgpack.encode((known, self._quiet_until_ns))
+
+    def recall(self, memory: bytes) -> None:
+        """Know what an earlier process knew."""
+        known, self._quiet_until_ns = _memory.decode(memory)
+        self._known = {tuple(key): _Known(*times, is_told=is_told) for key, *times, is_told in known}
 
     def collect(self, node: Node) -> Iterator[Sample | Fact]:
         """Yield what the services say of jobs that this node speaks for; nothing between two looks.
@@ -119,14 +139,18 @@ class NcclRas:
         if not self._addresses:
             raise Absent("No NCCL RAS service is asked: nccl_ras_addresses is empty.")
         now_ns = node.monotonic_ns()
-        if now_ns < self._quiet_until_ns:
+        self.rest_seconds = max(0.0, (self._quiet_until_ns - now_ns) / 1e9)
+        if self.rest_seconds > EARLY_SECONDS:
             return
+        self.rest_seconds = 0.0
         turn, unseen = self._ask_all(node)
         if not turn.answers and turn.failures:
             raise SourceFailed(turn.failures[0])
         if not turn.has_listener:
+            self.rest_seconds = NOBODY_REST_SECONDS
             raise Absent("No NCCL RAS service listens here: no NCCL job runs, or NCCL_RAS_ENABLE=0.")
         self._quiet_until_ns = now_ns + int(turn.quiet_seconds * 1e9)
+        self.rest_seconds = turn.quiet_seconds
         yield Sample(name="instep_nccl_ras_networks_unseen", labels=(), value=float(unseen))
         yield Sample(name="instep_nccl_ras_unanswered", labels=(), value=float(len(turn.failures) - unseen))
         yield from _samples(turn.answers)

@@ -93,6 +93,21 @@ def test_a_stuck_one_is_told_once_not_asked_again_and_told_when_it_answers(obser
     assert samples["is_stuck", "/data/set one"] == 0.0
 
 
+def test_what_was_told_is_handed_on_unless_a_file_system_has_not_answered(observed):
+    observed.blocked = {"/data/set one"}
+    observed.collect()
+    assert observed.source.memory() is None, "the thread that waits is this process's"
+    observed.blocked = set()
+    observed.release.set()
+    observed.collect()
+    other = Mounts(observed.statvfs, answer_seconds_max=0.2)
+    other.recall(observed.source.memory())
+    assert other.memory() == observed.source.memory()
+    observed.write(ROOT.replace(" rw,errors", " ro,errors"), DATA)
+    facts = [one for one in other.collect(node_at(observed.root)) if isinstance(one, Fact)]
+    assert ("mount_read_only", "/") in [(one.kind, one.fields["path"]) for one in facts]
+
+
 def test_one_that_becomes_read_only_is_a_fact_once(observed):
     observed.collect()
     observed.write(ROOT.replace(" rw,errors", " ro,errors"), DATA)

@@ -186,6 +186,16 @@ def test_two_jobs_that_share_a_port_are_told_apart_by_their_communicators(peer, 
     assert [(kind, fields["seconds"]) for kind, fields in asking.facts()] == [("nccl_launches_differ", "20.0")]
 
 
+def test_what_is_known_is_handed_on_and_not_told_again(peer, asking):
+    peer.answer = document(communicator([rank(0), rank(2)], [missing(1, dead=True)]))
+    assert [kind for kind, _ in asking.facts()] == ["nccl_rank_dead"]
+    memory = asking.source.memory()
+    asking.source = NcclRas([peer.address])
+    asking.source.recall(memory)
+    assert asking.facts() == []
+    assert asking.source.rest_seconds == 0.0
+
+
 def test_the_node_of_another_rank_0_keeps_quiet_and_looks_again_later(peer, asking):
     troubled = [missing(1, host=NOT_OURS, dead=True)]
     peer.answer = document(communicator([rank(0, host=NOT_OURS), rank(2)], troubled))
