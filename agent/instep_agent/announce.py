@@ -31,7 +31,10 @@ class Progress:
 
     def call(self, text: str) -> None:
         """Say which call comes next."""
-        call = text.encode()[:CALL_BYTES_MAX]
+        self.encoded_call(text.encode()[:CALL_BYTES_MAX])
+
+    def encoded_call(self, call: bytes) -> None:
+        """The same for text that was encoded once and for all, of at most CALL_BYTES_MAX."""
         self._page[_CALL_AT : _CALL_AT + len(call)] = call
         _HEAD.pack_into(self._page, 0, time.monotonic_ns(), len(self._source), len(call))
 
@@ -53,6 +56,11 @@ class _Current:
 def announce(call: str) -> None:
     """Say which call the source that runs now is about to make."""
     _Current.progress.call(call)
+
+
+def announce_encoded(call: bytes) -> None:
+    """The same as `announce`, for a call that is made again and again."""
+    _Current.progress.encoded_call(call)
 
 
 def use(progress: Progress) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,19 @@ class Field:
     scope: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class FieldPlan:
+    """Which of some fields a GPU is asked for."""
+
+    of: Sequence[Field]
+    """Kept, so that nobody else gets its identity."""
+    asked: tuple[Field, ...]
+    ids: list[tuple[int, int]]
+    """Number and scope of each."""
+    until_ns: int | None
+    """When one that was not there is asked for again."""
+
+
 @dataclass(slots=True, eq=False)
 class Gpu:
     """One GPU, its handle, and what it was found not to have."""
@@ -64,7 +78,12 @@ class Gpu:
     """How often a call or value failed, by error; what the GPU does not have is no error."""
     labels: tuple[tuple[str, str], ...] = ()
     alias_labels: tuple[tuple[str, str], ...] = ()
-    _missing: dict[Any, int] = field(default_factory=dict)
+    calls: dict[str, tuple[Callable[..., Any], bytes]] = field(default_factory=dict)
+    """By name: the driver's function, and how a call of it on this GPU is announced."""
+    missing: dict[Any, int] = field(default_factory=dict)
+    """What was found not to be there, and when it is asked for again."""
+    field_plans: dict[int, FieldPlan] = field(default_factory=dict)
+    """By the identity of their tuple: which of some fields are asked for."""
 
     def label(self) -> None:
         """Make the labels: few on most samples; those with another exporter's name too have what its labels hold."""
@@ -81,7 +100,7 @@ class Gpu:
 
     def is_missing(self, key: Any, now_ns: int) -> bool:
         """Whether this was found not to be there, not long ago."""
-        return self._missing.get(key, 0) > now_ns
+        return self.missing.get(key, 0) > now_ns
 
     def note(self, key: Any, error: str, now_ns: int) -> None:
         """Remember what came of asking for `key`; raise `GpuLost` when the whole GPU is gone."""
@@ -91,7 +110,8 @@ class Gpu:
         if error not in _UNSUPPORTED or error == "invalid_argument":
             self.errors[error] = self.errors.get(error, 0) + 1
         if error in _UNSUPPORTED or error == "no_permission":
-            self._missing[key] = now_ns + int(UNSUPPORTED_RETRY_SECONDS * 1e9)
+            self.missing[key] = now_ns + int(UNSUPPORTED_RETRY_SECONDS * 1e9)
+            self.field_plans.clear()
 
 
 class GpuLost(Exception):

@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from instep_agent.announce import announce
+from instep_agent.announce import announce, announce_encoded
 from instep_agent.errors import Absent, SourceFailed
-from instep_agent.gpu.device import FIELD_VALUE, LOST, Field, Gpu, GpuLost, is_blank, short_address, value_of
+from instep_agent.gpu.device import FIELD_VALUE, LOST, Field, FieldPlan, Gpu, GpuLost, is_blank, short_address, value_of
 from instep_agent.node import Fact, Node, Reading
 from instep_agent.wire import Sample
 
@@ -92,17 +92,20 @@ class Driver:
 
         `variant` tells calls apart that differ in more than whole numbers, where one may be there and another not.
         """
-        key = (function, variant, *(each for each in arguments if isinstance(each, int)))
-        now_ns = node.monotonic_ns()
-        if gpu.is_missing(key, now_ns):
+        key = (function, variant, *[each for each in arguments if isinstance(each, int)])
+        if key in gpu.missing and gpu.is_missing(key, node.monotonic_ns()):
             return None
-        announce(f"{function} gpu {gpu.index}")
         try:
-            return getattr(self._library, function)(gpu.handle, *arguments)
+            prepared = gpu.calls.get(function)
+            if prepared is None:
+                call = f"{function} gpu {gpu.index}".encode()
+                prepared = gpu.calls[function] = getattr(self._library, function), call
+            announce_encoded(prepared[1])
+            return prepared[0](gpu.handle, *arguments)
         except self._library.NVMLError as error:
-            self._note(gpu, key, error, now_ns)
+            self._note(gpu, key, error, node.monotonic_ns())
         except (AttributeError, self._library.NVMLLibraryMismatchError):  # an older `pynvml`, or an older driver
-            gpu.note(key, "function_not_found", now_ns)
+            gpu.note(key, "function_not_found", node.monotonic_ns())
         return None
 
     def number(self, gpu: Gpu, node: Node, function: str, *arguments: Any) -> float | None:
@@ -138,11 +141,28 @@ class Driver:
 
     def field_samples(self, gpu: Gpu, node: Node, fields: Sequence[Field]) -> Iterator[Sample]:
         """Yield a sample for each of the fields that the GPU has."""
-        found = self.fields(gpu, node, [(each.constant, each.scope) for each in fields])
-        for each in fields:
-            value = found.get((each.constant, each.scope))
+        now_ns = node.monotonic_ns()
+        plan = gpu.field_plans.get(id(fields))
+        if plan is None or (plan.until_ns is not None and plan.until_ns <= now_ns):
+            plan = gpu.field_plans[id(fields)] = self._field_plan(gpu, fields, now_ns)
+        answers = self.call(gpu, node, "nvmlDeviceGetFieldValues", plan.ids) if plan.ids else None
+        if answers is None:
+            return
+        for each, (value_type, error, raw) in zip(plan.asked, FIELD_VALUE.iter_unpack(bytes(answers)), strict=True):
+            if error:
+                gpu.note((each.constant, each.scope), self._errors.get(error, "unknown"), now_ns)
+                continue
+            value = value_of(value_type, raw)
             if value is not None:
                 yield gpu.sample(each.metric, value * each.scale)
+
+    def _field_plan(self, gpu: Gpu, fields: Sequence[Field], now_ns: int) -> FieldPlan:
+        """Give which of these the GPU may have; one that this version of `pynvml` does not know it has not."""
+        known = [each for each in fields if self._field_number(each.constant)]
+        asked = tuple(each for each in known if not gpu.is_missing((each.constant, each.scope), now_ns))
+        ids = [(self._numbers[each.constant], each.scope) for each in asked]
+        again_ns = [gpu.missing[each.constant, each.scope] for each in known if each not in asked]
+        return FieldPlan(fields, asked, ids, min(again_ns, default=None))
 
     def constant(self, name: str) -> Any:
         """Give a constant or type of `pynvml`, None when this version has no such thing."""

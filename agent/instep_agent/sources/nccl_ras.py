@@ -129,7 +129,7 @@ class NcclRas:
     def recall(self, memory: bytes) -> None:
         """Know what an earlier process knew."""
         known, self._quiet_until_ns = _memory.decode(memory)
-        self._known = {tuple(key): _Known(*times, is_told=is_told) for key, *times, is_told in known}
+        self._known = {key: _Known(since_ns, seen_ns, is_told) for key, since_ns, seen_ns, is_told in known}
 
     def collect(self, node: Node) -> Iterator[Sample | Fact]:
         """Yield what the services say of jobs that this node speaks for; nothing between two looks.

@@ -101,6 +101,7 @@ class _Worker:
         if self.driver is not None:
             self.driver.close()
         nvml.announce = self.calls.append
+        nvml.announce_encoded = lambda call: self.calls.append(call.decode())
         self.driver = nvml.Driver()
         self.sources = {source.name: source for source in gpu_sources(self.driver)}
         return {}
