@@ -152,6 +152,28 @@ def test_a_server_that_keeps_up_costs_one_file_for_all_frames(tmp_path):
         assert [events for _, events, _ in drain(spool)] == [[text]]
 
 
+@pytest.mark.parametrize("first", ["", "x" * 20_000])
+def test_the_folder_itself_keeps_the_bound(tmp_path, first):
+    one = len(Frames()())
+    spool = Spool(tmp_path, bytes_max=4 * one + len(first))
+    frames, most = Frames(), 0
+    spool.append(frames(first), has_events=bool(first))
+    spool.remove(spool.wait_oldest(0)[0])
+    for _ in range(12):
+        spool.append(frames(), has_events=False)
+        most = max(most, sum(path.stat().st_size for path in tmp_path.iterdir()))
+    heads = 5 * spool_slot._HEAD.size
+    assert 3 * one < most <= 4 * one + len(first) + heads
+
+
+def test_a_slot_takes_little_more_room_than_the_frame_in_it(tmp_path):
+    spool = Spool(tmp_path)
+    for text in ("x" * 100_000, "short"):
+        fill(spool, text)
+        spool.remove(spool.wait_oldest(0)[0])
+    assert (tmp_path / spool_slot.NAME).stat().st_size < 10_000
+
+
 def test_a_slot_that_somebody_removed_is_made_again(tmp_path):
     spool = Spool(tmp_path)
     fill(spool, "one")

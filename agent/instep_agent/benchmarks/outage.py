@@ -26,9 +26,8 @@ CAUGHT_UP_FRAMES = 3
 UNTOLD_FRAMES_MAX = 3
 """Frames that an agent made, or gave up, between the last look at its page and the moment that it was killed."""
 ON_DISK_RATIO_MAX = 1.05
-"""The file system's own view of the spool: each frame has a head. Two frames come on top: the place that is written
-over and over, and a new frame that is there before an old one goes.
-"""
+"""The file system's own view of the spool: each frame has a head, and one that loses its samples is there twice
+for a moment."""
 
 
 @dataclass(slots=True)
@@ -41,8 +40,6 @@ class Outage:
     """The most, as the agent tells."""
     disk_bytes: int = 0
     """The most, as the folder holds."""
-    frame_bytes: int = 0
-    """Of the largest frame."""
     kills: int = 0
     faults: list[tuple[str, str]] = field(default_factory=list)
     lost: int = 0
@@ -73,7 +70,7 @@ class Outage:
 
     @property
     def _disk_bytes_max(self) -> float:
-        return ON_DISK_RATIO_MAX * self.spool_bytes_max + 2 * self.frame_bytes
+        return ON_DISK_RATIO_MAX * self.spool_bytes_max
 
     def text(self) -> str:
         """Give the table for people."""
@@ -183,7 +180,6 @@ class _Watch:
             for kind, text in found.faults
         ]
         found.is_in_order = places == sorted(places) and order == sorted(order)
-        found.frame_bytes = max(one.size_bytes for one in came)
         found.frames, found.again = len(places), len(came) - len(places)
         found.refused_again = int(self.relay.server.counted("ingest_frames_duplicate_total"))
         missing = missing_between([*places, (0, self._made_first)])

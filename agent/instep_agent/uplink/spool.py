@@ -105,6 +105,7 @@ class Spool:
     def append(self, data: bytes, *, has_events: bool) -> None:
         """Add a frame and wake whoever waits for one."""
         with self._changed:
+            self._make_room(len(data))  # before it is written: the folder itself keeps the bound, too
             self._add(Entry(self._next, "events" if has_events else "samples", len(data), self._clock_seconds()), data)
             self._next += 1
             self._keep_bounds()
@@ -224,13 +225,19 @@ class Spool:
         is_whole = written[:_HEAD_BYTES] == _MAGIC + zlib.crc32(data).to_bytes(4, "little")
         return data if is_whole and data else None
 
-    def _keep_bounds(self) -> None:
+    def _make_room(self, size_bytes: int) -> bool:
+        """Give up samples that are too old or leave no room for so much more; give whether there is room now."""
         oldest_seconds = self._clock_seconds() - self._age_seconds_max
         while self._with_samples:
             entry = self._entries[next(iter(self._with_samples))]
-            if self.size_bytes <= self._bytes_max and entry.since_seconds >= oldest_seconds:
-                return
+            if self.size_bytes + size_bytes <= self._bytes_max and entry.since_seconds >= oldest_seconds:
+                return True
             self._give_up_samples(entry)
+        return self.size_bytes + size_bytes <= self._bytes_max
+
+    def _keep_bounds(self) -> None:
+        if self._make_room(0) and self._with_samples:
+            return
         if self.size_bytes <= self._bytes_max:
             self._loses_events = False
         elif not self._loses_events:
@@ -270,7 +277,7 @@ class Spool:
         """Whether a frame has none of its own; it is given up then."""
         if number == self._in_slot[0]:
             self._in_slot = 0, b""
-            self._slot.free()
+            self._slot.free(keeps_room=not self._entries)
             return True
         return self._in_memory.pop(number, None) is not None
 

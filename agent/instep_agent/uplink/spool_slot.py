@@ -1,7 +1,8 @@
 """The place of the one frame that waits while the server keeps up: a file that is written over and over.
 
 Making and removing a file for each frame cost four times as much as writing it. The slot is filled by one write and
-freed by another; a checksum tells a frame that was torn by a loss of power, and a freed slot begins with zeros.
+freed by another; a checksum tells a frame that was torn by a loss of power, and a freed slot begins with zeros. While
+other frames have files of their own it takes no room: the spool's bound holds for the folder.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ _FREE = bytes(4)
 _HEAD = struct.Struct("<4sIQ16sI")
 """Magic, checksum of all that follows, number, kind, bytes of the frame."""
 _CHECKED_AT = 8
+_SPARE_BYTES_MAX = 4096
+"""So much longer than its frame the file may stay: frames vary a little, and each change of a length costs a write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class Slot:
     def __init__(self, folder: Path) -> None:
         self._path = folder / NAME
         self._descriptor = -1
+        self._file_bytes = 0
 
     def __del__(self) -> None:
         self.close()
@@ -59,17 +63,27 @@ class Slot:
         whole = _MAGIC + zlib.crc32(checked).to_bytes(4, "little") + checked
         if os.pwrite(descriptor, whole, 0) != len(whole):
             raise OSError("the frame was not written whole")
+        self._file_bytes = max(self._file_bytes, len(whole))
+        if self._file_bytes > len(whole) + _SPARE_BYTES_MAX:
+            self._cut(len(whole))
 
-    def free(self) -> None:
+    def free(self, *, keeps_room: bool = True) -> None:
         """Forget the frame. Where that cannot be written a later agent sends it again, and the server knows it."""
         with contextlib.suppress(OSError):
             os.pwrite(self._open(), _FREE, 0)
+            if not keeps_room:
+                self._cut(0)
+
+    def _cut(self, size_bytes: int) -> None:
+        os.ftruncate(self._open(), size_bytes)
+        self._file_bytes = size_bytes
 
     def _open(self) -> int:
         if self._descriptor >= 0 and os.fstat(self._descriptor).st_nlink == 0:  # somebody cleaned the folder up
             self.close()
         if self._descriptor < 0:
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            self._file_bytes = os.fstat(self._descriptor).st_size
         return self._descriptor
 
     def found(self) -> Found | None:
