@@ -23,7 +23,7 @@ from instep_agent.benchmarks.relay import Relay
 from instep_agent.benchmarks.simulated_node import SimulatedNode
 from instep_agent.benchmarks.sink import Sink
 from instep_agent.benchmarks.storm import measure_storm
-from instep_agent.benchmarks.usage import cpu_seconds, group_of, memory
+from instep_agent.benchmarks.usage import cpu_seconds, ended_children_seconds, group_of, memory
 from instep_agent.errors import AgentError
 from instep_agent.uplink.spool import BYTES_MAX
 
@@ -174,7 +174,8 @@ def _measure(watched: Sequence[Watched], seconds: float) -> None:
 
 
 def _cpu(one: Watched) -> dict[str, float]:
-    return {f"{_name(pid)} {pid}": cpu_seconds(pid) for pid in group_of(one.pid)}
+    """Give what each process has taken; what ended between two looks counts with the one that started it."""
+    return {f"{_name(pid)} {pid}": cpu_seconds(pid) + ended_children_seconds(pid) for pid in group_of(one.pid)}
 
 
 def _name(pid: int) -> str:

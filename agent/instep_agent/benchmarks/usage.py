@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,15 @@ def cpu_seconds(pid: int) -> float:
         return time.clock_gettime((~pid) << 3 | _SCHEDULED_CLOCK)
     except OSError:
         return 0.0
+
+
+def ended_children_seconds(pid: int) -> float:
+    """Give the CPU time of a process's children that have ended and were waited for; 0 when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(pids: list[int]) -> Memory:

@@ -13,7 +13,7 @@ from instep_agent.benchmarks.ports import series_of, value_of
 from instep_agent.benchmarks.simulated_node import SimulatedNode
 from instep_agent.benchmarks.stand_ins import NAME
 from instep_agent.benchmarks.storm import Storm
-from instep_agent.benchmarks.usage import cpu_seconds, group_of, memory
+from instep_agent.benchmarks.usage import cpu_seconds, ended_children_seconds, group_of, memory
 from instep_agent.config import PAGE_SERIES_MAX
 from instep_agent.errors import ConfigurationInvalid
 from instep_agent.exposition.page import Page
@@ -103,6 +103,12 @@ def test_the_agent_and_its_children_are_counted_together(node):
     used = memory(pids)
     assert 0 < used.pss_bytes <= used.rss_bytes
     assert used.pss_bytes <= used.alone_bytes <= used.rss_bytes
+
+
+def test_a_child_that_has_ended_counts_with_the_process_that_started_it():
+    before = ended_children_seconds(os.getpid())
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.1: pass"], check=True)
+    assert ended_children_seconds(os.getpid()) - before >= 0.09
 
 
 def test_faults_of_both_ways_are_timed_and_none_is_lost(node):
