@@ -67,9 +67,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     values_interval_seconds: Seconds = 1.0
     """How often a frame has the values of the sources, too."""
     ranks_interval_seconds: Seconds = 0.5
-    """How often rank records are read while a rank is silent, stopped or gone."""
+    """How often rank records are read."""
     ranks_calm_interval_seconds: Seconds = 1.0
-    """How often while every rank gives signs of life; no more often than the interval above."""
+    """How often instead while every rank gives signs of life, where that is longer."""
     ranks_discovery_interval_seconds: Seconds = 1.0
     """How often new rank records are looked for."""
     expected_gpus: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0

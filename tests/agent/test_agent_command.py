@@ -14,6 +14,7 @@ from ingest_server import IngestServer
 from instep_agent import cli
 from instep_agent.config import AgentConfig, describe, load_config
 from instep_agent.rank_record import Phase
+from instep_agent.uplink import spool_slot
 from made_nodes import RECORDED
 from made_records import new_writer
 
@@ -151,7 +152,7 @@ def size_bytes(spool):
 
 
 def written(spool):
-    for path in spool.glob("*.frame"):
+    for path in (*spool.glob("*.frame"), spool / spool_slot.NAME):
         try:
             yield path.read_bytes()
         except FileNotFoundError:  # it was given up meanwhile
