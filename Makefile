@@ -23,7 +23,7 @@ demo: setup ## three simulated nodes, three faults, every culprit named; ARGS='-
 	@$(BIN)/instep demo $(ARGS)
 
 test: setup-tests ## linter, types, import contracts, all tests; PYTEST_ARGS='-k hang' selects
-	@echo "== ruff: style and likely mistakes"; $(BIN)/ruff check --quiet .
+	@echo "== ruff: style and likely mistakes"; $(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
 	@echo "== mypy: types"; $(BIN)/mypy
 	@echo "== lint-imports: who may import whom"; $(BIN)/lint-imports --no-logo
 	@echo "== pytest: behaviour"; $(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)

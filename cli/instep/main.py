@@ -30,8 +30,11 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("instep"):
             raise
-        print(f"instep {words[0]}: module {error.name!r} is missing: install the extra that brings it, "
-              f"such as pip install 'instep[all]'.", file=sys.stderr)
+        print(
+            f"instep {words[0]}: module {error.name!r} is missing: install the extra that brings it, "
+            f"such as pip install 'instep[all]'.",
+            file=sys.stderr,
+        )
         return 3
     try:
         status = int(command(words[1:]) or 0)

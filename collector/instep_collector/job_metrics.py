@@ -198,9 +198,7 @@ JOB_METRICS = (
         (),
         _heartbeat_age,
     ),
-    JobMetric(
-        gauge("instep_job_restarts", "Restarts used by the run."), (), lambda job: _one(job.run.restarts_used)
-    ),
+    JobMetric(gauge("instep_job_restarts", "Restarts used by the run."), (), lambda job: _one(job.run.restarts_used)),
     JobMetric(
         gauge("instep_job_restarts_max", "Restarts the run may use."), (), lambda job: _one(job.run.max_restarts)
     ),

@@ -1,8 +1,8 @@
 """What can go wrong with dashboards.
 
-    DashboardsError          exit status 3: Grafana or a file could not be looked at
-    ├── Misused              exit status 2: an argument that cannot be
-    └── Refused              Grafana answered, and said no
+DashboardsError          exit status 3: Grafana or a file could not be looked at
+├── Misused              exit status 2: an argument that cannot be
+└── Refused              Grafana answered, and said no
 """
 
 from __future__ import annotations

@@ -251,11 +251,7 @@ GPUS = Row(
             "Busy",
             "Share of time that any kernel ran: the eight least busy. A GPU that waits in a collective is busy as "
             "well, so a hang shows as 100 %.",
-            (
-                Query(
-                    "bottomk(8, max by (instance, gpu) (instep_gpu_utilization_ratio))", "{{instance}} GPU {{gpu}}"
-                ),
-            ),
+            (Query("bottomk(8, max by (instance, gpu) (instep_gpu_utilization_ratio))", "{{instance}} GPU {{gpu}}"),),
             docs="runbooks/hang.md",
             unit=Unit.RATIO,
         ),

@@ -53,8 +53,7 @@ RULES = (
     ),
     Rule(
         "InstepServerIngestStalled",
-        "sum(rate(instep_ingest_frames_total[2m])) == 0 "
-        "and on() sum(instep_nodes_reporting + instep_nodes_silent) > 0",
+        "sum(rate(instep_ingest_frames_total[2m])) == 0 and on() sum(instep_nodes_reporting + instep_nodes_silent) > 0",
         "2m",
         Severity.PAGE,
         "The Instep server takes no frames",

@@ -293,9 +293,7 @@ def _is_over(state: LatchState, latch: Latch) -> bool:
     """Whether the line came late: of a boot that is over, or from before what has ended such a fault."""
     if "reboot" in latch.clears and _is_stale_boot(state, latch.key.node, latch.boot_id):
         return True
-    return any(
-        latch.last_seconds < at and scope.ends(latch.key, latch.clears) for scope, at in state.marks.items()
-    )
+    return any(latch.last_seconds < at and scope.ends(latch.key, latch.clears) for scope, at in state.marks.items())
 
 
 def _latch(state: LatchState, event: FaultSeen) -> Latch:

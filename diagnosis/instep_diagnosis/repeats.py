@@ -80,6 +80,4 @@ def _bursts(rule: RepeatRule, times: Sequence[float]) -> int:
 
 
 def _is_elsewhere(rule: RepeatRule, seen: Sequence[Occurrence], node: str, gpu: str, *, last: float) -> bool:
-    return any(
-        one.node == node and one.gpu != gpu and abs(last - one.at_seconds) < rule.window_seconds for one in seen
-    )
+    return any(one.node == node and one.gpu != gpu and abs(last - one.at_seconds) < rule.window_seconds for one in seen)

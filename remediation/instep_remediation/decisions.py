@@ -68,18 +68,14 @@ class Decisions:
                 raise NotPossible(f"Plan {row.id} cannot be carried out now: {refusal}")
         return self._decided(session, row, "execute", Decision(actor, reason))
 
-    def reject(
-        self, session: Session, plan_id: int, actor: str, reason: str, *, version: int | None = None
-    ) -> PlanRow:
+    def reject(self, session: Session, plan_id: int, actor: str, reason: str, *, version: int | None = None) -> PlanRow:
         """Refuse what a plan proposes: nothing of it is done."""
         row = self._plan(session, plan_id, version)
         if not self._end(session, row, ("proposed",), "rejected", reason):
             raise NotPossible(f"Plan {row.id} is {row.state}: only what is proposed can be rejected.")
         return self._decided(session, row, "reject", Decision(actor, reason))
 
-    def cancel(
-        self, session: Session, plan_id: int, actor: str, reason: str, *, version: int | None = None
-    ) -> PlanRow:
+    def cancel(self, session: Session, plan_id: int, actor: str, reason: str, *, version: int | None = None) -> PlanRow:
         """Stop a plan: no further step is begun. What was done stays; a step that was asked for ends as it ends."""
         row = self._plan(session, plan_id, version)
         if not self._end(session, row, plans.UNDECIDED, "cancelled", reason):
@@ -130,9 +126,7 @@ class Decisions:
         self._note(session, verb, f"node {node}", Decision(actor, reason))
         return self._plan_by_hand(session, BY_HAND[verb](node, reason), Decision(actor, reason))
 
-    def repaired(
-        self, session: Session, node: str, actor: str, reason: str
-    ) -> tuple[PlanRow | None, list[Incident]]:
+    def repaired(self, session: Session, node: str, actor: str, reason: str) -> tuple[PlanRow | None, list[Incident]]:
         """Take a node back into service: end its latched faults and proposals, and uncordon it.
 
         Returns the plan that uncordons it (None with an executor that changes nothing) and the incidents that ended.
@@ -207,9 +201,7 @@ class Decisions:
         session.flush()
         return row
 
-    def _note(
-        self, session: Session, action: str, subject: str, decision: Decision, *, is_drill: bool = False
-    ) -> None:
+    def _note(self, session: Session, action: str, subject: str, decision: Decision, *, is_drill: bool = False) -> None:
         audit.note(
             session,
             at=self._clock.realtime(),

@@ -60,9 +60,7 @@ class Executor:
                 order, state = self._order(session, plan, action), "ordered"
             elif state == "proposed":
                 self._write(f"proposed, not done: {action.describe()} (incident {plan.incident})\n")
-            keep_action(
-                session, row, position, name=action.name, arguments=action.arguments(), state=state, now=now
-            )
+            keep_action(session, row, position, name=action.name, arguments=action.arguments(), state=state, now=now)
         plan_queries.refresh(session, row, at=now)
         return order
 

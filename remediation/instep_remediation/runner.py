@@ -162,15 +162,11 @@ class PlanRunner:
                 self._fail(session, plan, action, row, f"Step {step_name(row)} failed: {progress.detail}", now)
         return row.state
 
-    def _give_up_when_late(
-        self, session: Session, plan: PlanRow, action: ActionRow, row: StepRow, now: float
-    ) -> None:
+    def _give_up_when_late(self, session: Session, plan: PlanRow, action: ActionRow, row: StepRow, now: float) -> None:
         limit = self._policy.nodes.drain_timeout_seconds
         if row.started_at is not None and now - row.started_at >= limit:
             said = f" Last heard: {row.detail}" if row.detail else ""
-            self._fail(
-                session, plan, action, row, f"Step {step_name(row)} did not end within {limit:g} s.{said}", now
-            )
+            self._fail(session, plan, action, row, f"Step {step_name(row)} did not end within {limit:g} s.{said}", now)
 
     def _fail(
         self, session: Session, plan: PlanRow, action: ActionRow, row: StepRow, sentence: str, now: float
@@ -184,5 +180,3 @@ class PlanRunner:
 def step_name(row: StepRow) -> str:
     """Return a step as it is named in sentences."""
     return f"{row.step + 1} ({row.name} {row.node})"
-
-

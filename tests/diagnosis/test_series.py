@@ -139,9 +139,7 @@ def test_permuting_and_scaling_change_nothing_but_names(order, factor):
 
 
 def written(path, values_TW, *, order=None, time="{}"):
-    rows = [
-        f"{time.format(t)},w{w},{value}" for t, row in enumerate(values_TW) for w, value in enumerate(row)
-    ]
+    rows = [f"{time.format(t)},w{w},{value}" for t, row in enumerate(values_TW) for w, value in enumerate(row)]
     rows = rows if order is None else [rows[n] for n in order]
     path.write_text("\n".join(["time,worker,value", *rows]))
     return str(path)

@@ -53,8 +53,7 @@ def configuration(folder, database, kubeconfig, alertmanager, webhook):
     """The server's TOML: everything that the scenario joins."""
     path = folder / "server.toml"
     tokens = "".join(
-        f'[[tokens]]\nname = "{name}"\nsha256 = "{hashlib.sha256(token.encode()).hexdigest()}"\n'
-        f'scopes = ["{name}"]\n'
+        f'[[tokens]]\nname = "{name}"\nsha256 = "{hashlib.sha256(token.encode()).hexdigest()}"\nscopes = ["{name}"]\n'
         for name, token in TOKENS.items()
     )
     path.write_text(
@@ -83,9 +82,7 @@ def start_job(local: LocalCluster) -> None:
 def break_gpu(local: LocalCluster) -> None:
     """The GPU of rank 2 falls off the bus of node-b, and its process dies of it."""
     with ThreadPoolExecutor(2) as both:
-        line = both.submit(
-            local.inject, "xid", "node-b", kernel_log=local.kernel_log("node-b"), pci=PCI, code=79
-        )
+        line = both.submit(local.inject, "xid", "node-b", kernel_log=local.kernel_log("node-b"), pci=PCI, code=79)
         kill = both.submit(local.inject, "kill", "node-b", run=RUN, rank=2)
         line.result(), kill.result()
 

@@ -34,8 +34,12 @@ def is_problem(answer, name):
 def test_a_plan_is_approved_with_a_reason_by_whoever_may_operate(tmp_path):
     async def story():
         async with broken_node(tmp_path, ScriptedExecutor(), tokens=tokens()) as bench:
-            assert "operate" in is_problem(await ask(bench, "POST", "/api/v1/plans/1/approve", "view", REASON),
-                                           "forbidden")["detail"]
+            assert (
+                "operate"
+                in is_problem(await ask(bench, "POST", "/api/v1/plans/1/approve", "view", REASON), "forbidden")[
+                    "detail"
+                ]
+            )
             is_problem(await ask(bench, "POST", "/api/v1/plans/1/approve", "agent", REASON), "forbidden")
             assert states(bench)[0] == "waiting"
             answer = await ask(bench, "POST", "/api/v1/plans/1/approve", json=REASON)
@@ -58,9 +62,7 @@ def test_a_plan_is_approved_with_a_reason_by_whoever_may_operate(tmp_path):
     play(story)
 
 
-@pytest.mark.parametrize(
-    ("verb", "state"), [("reject", "rejected"), ("cancel", "cancelled"), ("execute", "approved")]
-)
+@pytest.mark.parametrize(("verb", "state"), [("reject", "rejected"), ("cancel", "cancelled"), ("execute", "approved")])
 def test_other_decisions_end_in_their_states(tmp_path, verb, state):
     async def story():
         async with broken_node(tmp_path, ScriptedExecutor(), tokens=tokens()) as bench:
@@ -346,8 +348,6 @@ def test_the_contract_describes_every_route_with_its_scope_and_errors(tmp_path):
         assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
 
     play(story)
-
-
 
 
 def test_no_odd_path_or_method_reaches_more_than_the_token_allows(tmp_path):

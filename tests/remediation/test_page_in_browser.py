@@ -172,10 +172,18 @@ def test_the_page_shows_what_where_why_how_sure_what_was_done_and_what_is_next(t
             shown = await first.inner_text()
             (incident, *_) = (one for one in await here.bench.incidents() if one["kind"] == "crash")
             since = incident["timeline"]["onset_at"][:19].replace("T", " ")
-            for words in ("crash", "Rank 2 on node-b was killed by SIGKILL", f"since {since} UTC",
-                          "rank 2 on node-b", "GPU fault · owner: node", "0.99",
-                          "Xid 79 on node-b GPU 0: the GPU has fallen off the bus. (kernel log)",
-                          "A restart without node-b was ordered", "Drain the node", "docs/runbooks/crash.md"):
+            for words in (
+                "crash",
+                "Rank 2 on node-b was killed by SIGKILL",
+                f"since {since} UTC",
+                "rank 2 on node-b",
+                "GPU fault · owner: node",
+                "0.99",
+                "Xid 79 on node-b GPU 0: the GPU has fallen off the bus. (kernel log)",
+                "A restart without node-b was ordered",
+                "Drain the node",
+                "docs/runbooks/crash.md",
+            ):
                 assert words in shown, words
             await first.get_by_role("link", name="Timeline and plan").click()
             timeline = await page.locator("table").inner_text()

@@ -88,18 +88,43 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=5.0, help="how long the cost is measured (default 5)")
     parser.add_argument("--faults", type=int, default=0, metavar="N", help="instead: the way of N faults to the server")
     parser.add_argument("--storm", type=int, default=0, metavar="N", help="instead: N equal lines in the kernel log")
-    parser.add_argument("--hang", type=float, default=0.0, metavar="SECONDS", help="instead: a call of the GPU driver "
-                        "hangs for so long")
-    parser.add_argument("--outage", type=float, default=0.0, metavar="SECONDS", help="instead: the server is away for "
-                        "so long, and the agent is killed meanwhile")
-    parser.add_argument("--spool-bytes", type=int, default=BYTES_MAX, metavar="N", help="with --outage: the bound of "
-                        f"the agent's spool (default {BYTES_MAX})")
-    parser.add_argument("--receiver", choices=("server", "sink"), default="server", help="who keeps the faults: a real "
-                        "`instep server` with its store (default), or the benchmark's own receiver")
-    parser.add_argument("--nvml", type=Path, default=None, metavar="DIR", help="folder of the NVML stand-in (default: "
-                        "built from the repository's tests)")
-    parser.add_argument("--kernel-log", type=Path, default=None, metavar="DEVICE", help="a real kernel log, such as "
-                        "/dev/kmsg (default: a file)")
+    parser.add_argument(
+        "--hang", type=float, default=0.0, metavar="SECONDS", help="instead: a call of the GPU driver hangs for so long"
+    )
+    parser.add_argument(
+        "--outage",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="instead: the server is away for so long, and the agent is killed meanwhile",
+    )
+    parser.add_argument(
+        "--spool-bytes",
+        type=int,
+        default=BYTES_MAX,
+        metavar="N",
+        help=f"with --outage: the bound of the agent's spool (default {BYTES_MAX})",
+    )
+    parser.add_argument(
+        "--receiver",
+        choices=("server", "sink"),
+        default="server",
+        help="who keeps the faults: a real `instep server` with its store (default), or the benchmark's own receiver",
+    )
+    parser.add_argument(
+        "--nvml",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="folder of the NVML stand-in (default: built from the repository's tests)",
+    )
+    parser.add_argument(
+        "--kernel-log",
+        type=Path,
+        default=None,
+        metavar="DEVICE",
+        help="a real kernel log, such as /dev/kmsg (default: a file)",
+    )
     parser.add_argument("--without-peers", action="store_true", help="leave out nvitop-exporter and node_exporter")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

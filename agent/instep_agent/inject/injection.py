@@ -123,4 +123,3 @@ def needs_device(target: Target) -> str:
     if not target.device or "/" in target.device or target.device.startswith("."):
         raise ConfigurationInvalid("--device is missing: which RDMA adapter, such as mlx5_0?")
     return target.device
-

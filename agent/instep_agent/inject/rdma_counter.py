@@ -67,9 +67,7 @@ def counter_change(target: Target, counter: str, *, add: float = 0.0, value: flo
     known = BY_FILE.get((FOLDER, counter))
     labels = port_labels(target)
     if known is None:
-        return Change(
-            metric="instep_rdma_count_total", labels=labels | {"counter": counter}, add=add, set=value
-        )
+        return Change(metric="instep_rdma_count_total", labels=labels | {"counter": counter}, add=add, set=value)
     return Change(metric=known.metric.name, labels=labels, add=add * known.scale, set=value)
 
 

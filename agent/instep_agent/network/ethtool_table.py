@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 from instep_agent.metric import Metric, counter
 
-PAUSE = counter(
-    "instep_ethernet_priority_pause_frames_total", "PFC pause frames of every priority.", is_on_page=False
-)
+PAUSE = counter("instep_ethernet_priority_pause_frames_total", "PFC pause frames of every priority.", is_on_page=False)
 PAUSE_SECONDS = counter(
     "instep_ethernet_priority_pause_seconds_total", "Time paused by PFC, of every priority.", is_on_page=False
 )

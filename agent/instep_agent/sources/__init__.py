@@ -49,7 +49,14 @@ LINK_SOURCES = (RdmaPorts, RdmaCounters, Pcie, Ethernet)
 """They ask devices through /sys, which may never answer, and share one child process."""
 HOST_SOURCES = (Host, Clock, DiskIo, Mounts, NodeProcesses)
 SOURCES = (
-    KernelLog, RankRecords, GpuInventory, GpuCount, RankCpu, *HOST_SOURCES, LogLines, NcclRas,
+    KernelLog,
+    RankRecords,
+    GpuInventory,
+    GpuCount,
+    RankCpu,
+    *HOST_SOURCES,
+    LogLines,
+    NcclRas,
     *GPU_SOURCES,
     *LINK_SOURCES,
 )

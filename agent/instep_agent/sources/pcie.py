@@ -79,8 +79,10 @@ class Pcie:
             is_on_page=False,
         ),
         gauge("instep_pcie_device_info", "1, with what the device is: a GPU, an HCA, a network card or a bridge."),
-        gauge("instep_gpu_nearest_hca_info", "1, for the HCAs nearest to each GPU: switch, root, numa or system is "
-              "what they share."),
+        gauge(
+            "instep_gpu_nearest_hca_info",
+            "1, for the HCAs nearest to each GPU: switch, root, numa or system is what they share.",
+        ),
     )
 
     def __init__(self, files: HeldFiles | None = None) -> None:

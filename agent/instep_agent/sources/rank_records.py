@@ -102,8 +102,7 @@ class RankRecords:
         table: RankTable | None = None,
         turn_seconds_max: float = TURN_SECONDS_MAX,
     ) -> None:
-        """`calm_interval_seconds` counts while all ranks are lively; `table` is told of every rank, for others to read.
-        """
+        """`calm_interval_seconds` counts while all ranks are lively; `table` is told of every rank, for others."""
         self._turn_seconds_max = turn_seconds_max
         self.interval_seconds = interval_seconds
         self.calm_interval_seconds = calm_interval_seconds

@@ -75,7 +75,6 @@ class Job:
     """Rough length without the calm between disturbances."""
 
 
-
 def draw_jobs(seed: int) -> list[Job]:
     """Return the jobs of a soak: order, ranks and nodes come from the seed.
 

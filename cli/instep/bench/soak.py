@@ -223,15 +223,19 @@ def report(rows: Sequence[Row], said: Sequence[Said], left: Sequence[int]) -> li
     print(f"\n{table(rows)}\n")
     for one in said:
         title = "ALARM" if one.is_alarm else f"suspect ({one.incident['state']})"
-        print(f"  {title}: {one.incident['kind']} in {one.incident['run'] or one.incident['labels']}: "
-              f"{one.incident['summary']} {one.incident['resolution']}")
+        print(
+            f"  {title}: {one.incident['kind']} in {one.incident['run'] or one.incident['labels']}: "
+            f"{one.incident['summary']} {one.incident['resolution']}"
+        )
         print("".join(f"      {item['text']}\n" for item in one.incident["evidence"]), end="")
     alarms, restarts = sum(row.alarms for row in rows), sum(row.restarts for row in rows)
     wrong = [f"{row.job}, {row.disturbance}: {sentence}" for row in rows for sentence in row.wrong]
     wrong += [f"process {pid} was left over" for pid in left]
     wrong += [f"{alarms} false alarms"] * bool(alarms) + [f"{restarts} restarts"] * bool(restarts)
-    print(f"\nfalse alarms: {alarms}; restarts: {restarts}; suspects that were shown and withdrawn: "
-          f"{sum(row.suspects for row in rows)}")
+    print(
+        f"\nfalse alarms: {alarms}; restarts: {restarts}; suspects that were shown and withdrawn: "
+        f"{sum(row.suspects for row in rows)}"
+    )
     for sentence in wrong:
         print(f"  WRONG: {sentence}")
     return wrong

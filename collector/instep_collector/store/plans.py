@@ -156,7 +156,5 @@ def nodes_proposed(session: Session) -> frozenset[str]:
 def prune(session: Session, *, before: float) -> None:
     """Forget plans made by hand that were over before a moment; others go with their incident."""
     session.execute(
-        delete(PlanRow).where(
-            PlanRow.incident.is_(None), PlanRow.state.not_in(PENDING), PlanRow.ended_at < before
-        )
+        delete(PlanRow).where(PlanRow.incident.is_(None), PlanRow.state.not_in(PENDING), PlanRow.ended_at < before)
     )

@@ -14,17 +14,13 @@ OPEN = ("pending", "executing")
 
 def of_plan(session: Session, plan: int) -> Sequence[StepRow]:
     """Return every step of a plan in the order in which they are carried out."""
-    return session.scalars(
-        select(StepRow).where(StepRow.plan == plan).order_by(StepRow.position, StepRow.step)
-    ).all()
+    return session.scalars(select(StepRow).where(StepRow.plan == plan).order_by(StepRow.position, StepRow.step)).all()
 
 
 def of_action(session: Session, action: ActionRow) -> Sequence[StepRow]:
     """Return the steps of one action in their order."""
     return session.scalars(
-        select(StepRow)
-        .where(StepRow.plan == action.plan, StepRow.position == action.position)
-        .order_by(StepRow.step)
+        select(StepRow).where(StepRow.plan == action.plan, StepRow.position == action.position).order_by(StepRow.step)
     ).all()
 
 

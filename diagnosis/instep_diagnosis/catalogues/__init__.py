@@ -112,9 +112,7 @@ def _load(name: str) -> Catalogue:
     return catalogue
 
 
-def _row(
-    name: str, code: int, entry: dict[str, Any], sources: dict[str, str], names: dict[str, str]
-) -> CatalogueRow:
+def _row(name: str, code: int, entry: dict[str, Any], sources: dict[str, str], names: dict[str, str]) -> CatalogueRow:
     loading.checked(name, code, entry, ("workload", "action", "class", "text"))
     if entry["class"] not in CLASSES:
         raise CatalogueError(f"Row {code} of catalogue {name} has class {entry['class']!r}: use {', '.join(CLASSES)}.")

@@ -81,9 +81,7 @@ def job_routes(runtime: Runtime) -> APIRouter:
         with runtime.store.begin() as session:
             rows, ours = nodes.nodes(session), {row.node: row for row in cordons.all_nodes(session)}
         live = runtime.registry.nodes
-        return JSONResponse(
-            {"nodes": [node_view(row, live.get(row.node), now, ours.get(row.node)) for row in rows]}
-        )
+        return JSONResponse({"nodes": [node_view(row, live.get(row.node), now, ours.get(row.node)) for row in rows]})
 
     @router.get("/nodes/{node}", response_model=contract.NodeDetail, tags=["nodes"])
     async def show_node(node: NodeId) -> JSONResponse:

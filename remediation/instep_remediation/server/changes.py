@@ -285,4 +285,3 @@ def change_routes(runtime: Runtime) -> APIRouter:
     for made in (plan_change_routes(runtime), incident_change_routes(runtime), node_change_routes(runtime)):
         router.include_router(made)
     return router
-

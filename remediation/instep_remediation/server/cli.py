@@ -89,11 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
 def read_config(options: argparse.Namespace) -> ServerConfig:
     """Return the file's settings overruled by the command line; raises PolicyError with one sentence."""
     config = read_toml(Path(options.config), ServerConfig) if options.config else ServerConfig()
-    given: dict[str, Any] = {
-        name: getattr(options, name)
-        for name in OPTIONS
-        if getattr(options, name) is not None
-    }
+    given: dict[str, Any] = {name: getattr(options, name) for name in OPTIONS if getattr(options, name) is not None}
     return checked({**config.model_dump(exclude_unset=True), **given}, ServerConfig, place="command line")
 
 

@@ -120,7 +120,7 @@ def test_reports_a_record_as_it_stands_with_its_own_time(running):
         "nvme nvme0: I/O 23 QID 4 timeout, aborting",
         "EXT4-fs error (device sda1): ext4_lookup:1603: inode #131: comm python: iget: checksum invalid",
         "EXT4-fs (sda1): Remounting filesystem read-only",
-        "XFS (nvme1n1): metadata I/O error in \"xfs_buf_ioend\" at daddr 0x1 len 1 error 5",
+        'XFS (nvme1n1): metadata I/O error in "xfs_buf_ioend" at daddr 0x1 len 1 error 5',
         "XFS (nvme1n1): Filesystem has been shut down due to log error (0x2).",
         "mce: [Hardware Error]: Machine check events logged",
         "EDAC MC0: 1 CE memory read error on CPU_SrcID#0_MC#0_Chan#0_DIMM#0",
@@ -355,9 +355,7 @@ def test_a_line_names_its_process_and_the_rank_that_it_is(log):
 
 def test_a_record_over_several_lines_stays_together(running):
     running.write(record(1, 10_000, r"NVRM: The NVIDIA GPU 0000:3b:00.0\x0aNVRM: fallen off the bus"))
-    assert [fact.text for fact in running.collect()] == [
-        "NVRM: The NVIDIA GPU 0000:3b:00.0\nNVRM: fallen off the bus"
-    ]
+    assert [fact.text for fact in running.collect()] == ["NVRM: The NVIDIA GPU 0000:3b:00.0\nNVRM: fallen off the bus"]
 
 
 def test_recorded_lines_of_real_drivers_pass():

@@ -190,8 +190,10 @@ def test_another_boot_is_a_new_baseline(watch, tmp_path):
 
 
 def errors(found):
-    return {one["error"]: found.value("instep_rdma_count_read_errors_total", **one) for one in
-            found.labels("instep_rdma_count_read_errors_total")}
+    return {
+        one["error"]: found.value("instep_rdma_count_read_errors_total", **one)
+        for one in found.labels("instep_rdma_count_read_errors_total")
+    }
 
 
 @pytest.mark.parametrize(

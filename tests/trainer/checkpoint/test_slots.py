@@ -42,7 +42,7 @@ def held(folder, rank=0):
         finally:
             os.close(file)
         header = parse_header(raw, len(raw))
-        found[header.step] = bytes(raw[header.payload_offset:header.end])
+        found[header.step] = bytes(raw[header.payload_offset : header.end])
     return found
 
 
@@ -64,8 +64,10 @@ def write_until_the_signal(folder, boundary, number):
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_a_writer_that_ends_at_a_boundary_leaves_every_finished_step_whole(tmp_path, boundary, number):
     here = str(Path(__file__).parent)
-    body = f"import sys; sys.path.insert(0, {here!r}); import test_slots; from pathlib import Path; " \
-           f"test_slots.write_until_the_signal(Path({str(tmp_path)!r}), {boundary!r}, {int(number)})"
+    body = (
+        f"import sys; sys.path.insert(0, {here!r}); import test_slots; from pathlib import Path; "
+        f"test_slots.write_until_the_signal(Path({str(tmp_path)!r}), {boundary!r}, {int(number)})"
+    )
     writer = subprocess.Popen([sys.executable, "-c", body])
     _pid, status = os.waitpid(writer.pid, os.WUNTRACED)
     assert os.WIFSIGNALED(status) or os.WIFSTOPPED(status)
@@ -143,8 +145,10 @@ def test_an_inventory_lists_only_whole_slots_and_survives_what_else_lies_there(t
 
 
 def test_an_inventory_needs_no_torch():
-    body = "import sys, instep_trainer, instep_trainer.checkpoint.slots, instep_trainer.checkpoint.agree; " \
-           "assert 'torch' not in sys.modules"
+    body = (
+        "import sys, instep_trainer, instep_trainer.checkpoint.slots, instep_trainer.checkpoint.agree; "
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", body], check=True)
 
 

@@ -18,7 +18,9 @@ from instep_trainer.checkpoint.snapshot import DTYPES, Snapshot, decode, encode,
 shapes = st.lists(st.integers(0, 4), max_size=4)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=6)
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
 
 
 @st.composite
@@ -66,7 +68,7 @@ def test_any_flipped_or_missing_byte_is_found(data):
             return
         raw[at] ^= mask
     else:
-        raw = raw[:data.draw(st.integers(0, len(raw) - 1))]
+        raw = raw[: data.draw(st.integers(0, len(raw) - 1))]
     with pytest.raises(DamagedSnapshot):
         decode(raw)
 
@@ -95,8 +97,7 @@ def test_a_header_with_wrong_numbers_under_a_right_checksum_is_refused(step, att
 
 
 leaves = st.none() | st.integers(-2, 2**70) | st.sampled_from(["a", "float32", "bool", "object"]) | st.floats()
-rows = st.recursive(leaves,
-                    lambda inner: st.lists(inner, max_size=4), max_leaves=8)
+rows = st.recursive(leaves, lambda inner: st.lists(inner, max_size=4), max_leaves=8)
 
 
 @settings(deadline=None)

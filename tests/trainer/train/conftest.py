@@ -31,8 +31,13 @@ class Zygote:
 
     def __init__(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self._process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("zygote.py"))], text=True,
-                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("zygote.py"))],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
         assert self._read() == {"ready": 1}
 
     def start(self, ranks) -> list[int]:
@@ -99,8 +104,15 @@ class Job:
         arguments = [*SHAPE, "--data", str(self.data), "--out", str(self.out), "--steps", str(self.steps)]
         arguments += self.arguments
         arguments += ["--checkpoint-memory", str(folder)] if folder else []
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS),
-                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "INSTEP_ATTEMPT": str(self.attempts)}
+        place = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(RANKS),
+            "LOCAL_WORLD_SIZE": str(RANKS),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "INSTEP_ATTEMPT": str(self.attempts),
+        }
         return {"environment": {**place, **environment}, "arguments": arguments, "log": str(log), "fault": fault}
 
 
@@ -136,6 +148,7 @@ def make_job(zygote, corpus_folder, tmp_path):
     def make(steps=16, *, folders=None, arguments=()):
         folders = folders or [tmp_path / "memory"] * RANKS
         return Job(zygote, tmp_path / "out", corpus_folder, steps, list(folders), arguments=list(arguments))
+
     return make
 
 

@@ -63,17 +63,29 @@ def test_too_little_shared_memory_is_one_sentence(capsys, tmp_path, corpus_folde
         f_bavail, f_frsize = 1, 4096
 
     monkeypatch.setattr(room.os, "statvfs", lambda path: Full)
-    said = sentence(capsys, 3, *TINY, "--data", str(corpus_folder), "--out", str(tmp_path / "out"),
-                    "--checkpoint-memory", str(tmp_path / "memory"))
+    said = sentence(
+        capsys,
+        3,
+        *TINY,
+        "--data",
+        str(corpus_folder),
+        "--out",
+        str(tmp_path / "out"),
+        "--checkpoint-memory",
+        str(tmp_path / "memory"),
+    )
     assert "too small for the checkpoint: 2 slots of 1 MB need 1 MB, 0 MB are free" in said
 
 
-@pytest.mark.parametrize(("arguments", "text"), [
-    (["--steps", "0"], "--steps is 0: it must lie between 1 and"),
-    (["--dropout", "1.5"], "--dropout is 1.5: it must lie between 0.0 and 0.9"),
-    (["--width", "10", "--heads", "4"], "--width is 10 and --heads is 4"),
-    (["--device", "tpu"], "--device is 'tpu': it must be auto, cpu or cuda"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--steps", "0"], "--steps is 0: it must lie between 1 and"),
+        (["--dropout", "1.5"], "--dropout is 1.5: it must lie between 0.0 and 0.9"),
+        (["--width", "10", "--heads", "4"], "--width is 10 and --heads is 4"),
+        (["--device", "tpu"], "--device is 'tpu': it must be auto, cpu or cuda"),
+    ],
+)
 def test_a_value_out_of_range_is_one_sentence(capsys, arguments, text):
     assert text in sentence(capsys, 2, *arguments)
 
@@ -103,8 +115,20 @@ def test_fields_are_filled_from_the_command_line():
 
 @pytest.mark.real
 def test_a_rank_alone_trains_evaluates_and_resumes_from_disk(tmp_path, corpus_folder):
-    command = [sys.executable, "-m", "instep_trainer.train", *TINY, "--data", str(corpus_folder),
-               "--out", str(tmp_path), "--checkpoint-every-disk", "4", "--evaluate-every", "5"]
+    command = [
+        sys.executable,
+        "-m",
+        "instep_trainer.train",
+        *TINY,
+        "--data",
+        str(corpus_folder),
+        "--out",
+        str(tmp_path),
+        "--checkpoint-every-disk",
+        "4",
+        "--evaluate-every",
+        "5",
+    ]
     environment = dict(os.environ)
     first = subprocess.run([*command, "--steps", "10"], capture_output=True, text=True, env=environment, timeout=60)
     assert first.returncode == 0, first.stderr

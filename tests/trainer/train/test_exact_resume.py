@@ -89,8 +89,10 @@ def test_numbering_of_attempts_that_begins_again_voids_nothing(make_job, undistu
     """A run taken up by a new launcher may count its attempts from 0; what it keeps must still go before what was."""
     job = make_job()
     for attempt, step in ((3, 5), (0, 4), (0, 3)):
-        job.attempt(environment={"INSTEP_ATTEMPT": str(attempt)},
-                    faults={1: {"point": "forward", "count": step, "signal": "SIGKILL"}})
+        job.attempt(
+            environment={"INSTEP_ATTEMPT": str(attempt)},
+            faults={1: {"point": "forward", "count": step, "signal": "SIGKILL"}},
+        )
     assert resumed_at(finish(job, environment={"INSTEP_ATTEMPT": "0"})) == (4 + 3 + 2, "memory")
     assert losses_of(job) == first(undisturbed, 16)
 

@@ -37,8 +37,14 @@ def listener():
 
 @pytest.fixture
 def launched(monkeypatch, tmp_path):
-    for name, value in {"INSTEP_RECORD_ROOT": str(tmp_path), "INSTEP_NODE_NAME": "node-a", "INSTEP_RUN": "r1",
-                        "RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}.items():
+    for name, value in {
+        "INSTEP_RECORD_ROOT": str(tmp_path),
+        "INSTEP_NODE_NAME": "node-a",
+        "INSTEP_RUN": "r1",
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_WORLD_SIZE": "1",
+    }.items():
         monkeypatch.setenv(name, value)
     return tmp_path / "node-a" / "r1" / "checkpoint"
 
@@ -59,12 +65,14 @@ def test_a_phase_that_is_none_is_refused():
 
 
 def test_outside_the_launcher_nothing_is_kept_and_torch_is_not_imported():
-    body = "import sys, instep_trainer\n" \
-           "with instep_trainer.session() as s:\n" \
-           "    assert s.resume({}) == 0\n" \
-           "    assert [b for b in s.steps([1, 2])] == [1, 2]\n" \
-           "    s.keep({}, 2)\n" \
-           "assert 'torch' not in sys.modules"
+    body = (
+        "import sys, instep_trainer\n"
+        "with instep_trainer.session() as s:\n"
+        "    assert s.resume({}) == 0\n"
+        "    assert [b for b in s.steps([1, 2])] == [1, 2]\n"
+        "    s.keep({}, 2)\n"
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", body], check=True)
 
 

@@ -80,8 +80,9 @@ def _superseded(entries: Iterable[Entry]) -> set[Entry]:
     """States on a branch that a later attempt left: it kept step s, so it resumed below s, and older attempts' steps
     from s on are void."""
     known = list(entries)
-    return {entry for entry in known
-            if any(other.attempt > entry.attempt and other.step <= entry.step for other in known)}
+    return {
+        entry for entry in known if any(other.attempt > entry.attempt and other.step <= entry.step for other in known)
+    }
 
 
 def _agreement(entry: Entry, source: str, ranks: Iterable[int], holders: set[int]) -> Agreement:

@@ -76,7 +76,7 @@ def check_writable(folder: Path) -> None:
 
 def _prune(folder: Path, step: int, keep_last: int) -> None:
     older = [known for known in saved_steps(folder) if known < step]
-    for known in older[max(0, keep_last - 1):]:
+    for known in older[max(0, keep_last - 1) :]:
         (folder / f"step-{known}.instep").unlink(missing_ok=True)
 
 

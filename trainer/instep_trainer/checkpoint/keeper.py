@@ -23,8 +23,15 @@ log = logging.getLogger(__name__)
 class Keeper:
     """Bound to the tensors of one state, which are read at every `keep` and written at `resume`."""
 
-    def __init__(self, state: Mapping[str, Tensor], place: Place, *, disk_folder: Path | None = None,
-                 keep_last: int = 2, boundary: Callable[[str], None] = lambda name: None) -> None:
+    def __init__(
+        self,
+        state: Mapping[str, Tensor],
+        place: Place,
+        *,
+        disk_folder: Path | None = None,
+        keep_last: int = 2,
+        boundary: Callable[[str], None] = lambda name: None,
+    ) -> None:
         """Reserve the slots when the place has a memory folder; raises CannotRun when they do not fit."""
         self._state = state
         self._place = place
@@ -55,8 +62,12 @@ class Keeper:
         Without slots nothing is done.
         """
         if self._slots is not None:
-            self._slots.write(Entry(step, self._attempt), self._layout.manifest(extras), self._layout.payload_bytes,
-                              self._layout.chunks(state or self._state))
+            self._slots.write(
+                Entry(step, self._attempt),
+                self._layout.manifest(extras),
+                self._layout.payload_bytes,
+                self._layout.chunks(state or self._state),
+            )
 
     def save(self, step: int, extras: Extras) -> None:
         """Write the state to disk from rank 0; the state is replicated, so one copy is enough."""
@@ -72,5 +83,9 @@ class Keeper:
     def _compare(self, agreement: Agreement) -> None:
         hint = self._place.resume_step
         if hint is not None and hint != agreement.entry.step and self._place.rank == 0:
-            log.warning("The supervisors expected to resume at step %d; by what the ranks could read it is step %d "
-                        "(from %s).", hint, agreement.entry.step, agreement.source)
+            log.warning(
+                "The supervisors expected to resume at step %d; by what the ranks could read it is step %d (from %s).",
+                hint,
+                agreement.entry.step,
+                agreement.source,
+            )

@@ -75,10 +75,11 @@ def _whole_states(slots: Slots) -> dict[Entry, bytearray]:
     return states or borrowed_states(slots.folder)
 
 
-def _gather(held: Iterable[Entry], saved: Entry,
-            device: torch.device) -> tuple[dict[int, list[Entry]], dict[int, Entry]]:
+def _gather(
+    held: Iterable[Entry], saved: Entry, device: torch.device
+) -> tuple[dict[int, list[Entry]], dict[int, Entry]]:
     """Give what each rank holds in memory and what it can read on disk. Numbers only: nothing is unpickled."""
-    entries = [*held][:len(SLOTS)]
+    entries = [*held][: len(SLOTS)]
     entries += [NOTHING] * (len(SLOTS) - len(entries))
     mine = torch.tensor([*entries, saved], dtype=torch.int64, device=device)
     offers = [mine]
@@ -86,7 +87,7 @@ def _gather(held: Iterable[Entry], saved: Entry,
         offers = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(offers, mine)
     rows = [[Entry(step, attempt) for step, attempt in offer.tolist()] for offer in offers]
-    memory = {rank: [entry for entry in row[:len(SLOTS)] if entry != NOTHING] for rank, row in enumerate(rows)}
+    memory = {rank: [entry for entry in row[: len(SLOTS)] if entry != NOTHING] for rank, row in enumerate(rows)}
     return memory, {rank: row[len(SLOTS)] for rank, row in enumerate(rows)}
 
 
@@ -116,6 +117,6 @@ def _adopt(slots: Slots, entry: Entry, raw: bytearray) -> None:
     if entry not in slots.entries:
         header = parse_header(raw, len(raw))
         view = memoryview(raw)
-        manifest = bytes(view[HEADER_BYTES:HEADER_BYTES + header.manifest_bytes])
-        slots.write(entry, manifest, header.payload_bytes, [(0, view[header.payload_offset:header.end])])
+        manifest = bytes(view[HEADER_BYTES : HEADER_BYTES + header.manifest_bytes])
+        slots.write(entry, manifest, header.payload_bytes, [(0, view[header.payload_offset : header.end])])
     slots.settle(entry)

@@ -36,7 +36,8 @@ def no_room(folder: Path, *, slots: int, slot_bytes: int, free_bytes: int | None
     return CannotRun(
         f"{_mount_of(folder)} too small for the checkpoint: {slots} slots of {_mega(slot_bytes)} MB need "
         f"{_mega(slots * slot_bytes)} MB, {free // 1_000_000} MB are free: make it larger (in Kubernetes an emptyDir "
-        "with medium Memory, with Docker --shm-size), or train a smaller model.")
+        "with medium Memory, with Docker --shm-size), or train a smaller model."
+    )
 
 
 def _free_bytes(folder: Path) -> int:

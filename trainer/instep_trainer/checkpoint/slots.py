@@ -37,8 +37,15 @@ SLOTS = (0, 1)
 RANKS_MAX = 1 << 20
 FOLDER_ENTRIES_MAX = 8192
 """More than 64 ranks on a node with two slots each will ever have."""
-BOUNDARIES = ("begun", "flag_cleared", "manifest_written", "payload_begun", "payload_written", "header_written",
-              "complete")
+BOUNDARIES = (
+    "begun",
+    "flag_cleared",
+    "manifest_written",
+    "payload_begun",
+    "payload_written",
+    "header_written",
+    "complete",
+)
 """The moments between the sub-writes of a slot, in order, at which a test stops or kills the writer."""
 
 Chunk = tuple[int, memoryview]
@@ -100,9 +107,9 @@ class Slots:
         _check_fits(len(manifest), payload_offset + payload_bytes, len(region))
         self._boundary("begun")
         self._entries[slot] = None
-        region[FLAG_AT:FLAG_AT + 4] = pack_flag(is_complete=False)
+        region[FLAG_AT : FLAG_AT + 4] = pack_flag(is_complete=False)
         self._boundary("flag_cleared")
-        region[HEADER_BYTES:HEADER_BYTES + len(manifest)] = manifest
+        region[HEADER_BYTES : HEADER_BYTES + len(manifest)] = manifest
         self._boundary("manifest_written")
         self._copy(region, payload_offset, chunks)
         self._boundary("payload_written")
@@ -110,7 +117,7 @@ class Slots:
         header = Header(entry.step, entry.attempt, digest, len(manifest), payload_offset, payload_bytes)
         region[:HEADER_BYTES] = pack_header(header, is_complete=False)
         self._boundary("header_written")
-        region[FLAG_AT:FLAG_AT + 4] = pack_flag(is_complete=True)
+        region[FLAG_AT : FLAG_AT + 4] = pack_flag(is_complete=True)
         self._entries[slot] = entry
         self._boundary("complete")
 
@@ -140,7 +147,7 @@ class Slots:
     def _copy(self, region: mmap.mmap, offset: int, chunks: Iterable[Chunk]) -> None:
         is_begun = False
         for at, chunk in chunks:
-            region[offset + at:offset + at + len(chunk)] = chunk
+            region[offset + at : offset + at + len(chunk)] = chunk
             if not is_begun:
                 self._boundary("payload_begun")
                 is_begun = True
@@ -176,10 +183,14 @@ def borrowed_states(folder: Path) -> dict[Entry, bytearray]:
 
     At most one per slot of a rank, so that a restart reads no more than it would of its own.
     """
-    places = {entry: slot_path(folder, rank, slot) for rank in inventory(folder) for slot in SLOTS
-              if (entry := _entry_at(slot_path(folder, rank, slot))) is not None}
+    places = {
+        entry: slot_path(folder, rank, slot)
+        for rank in inventory(folder)
+        for slot in SLOTS
+        if (entry := _entry_at(slot_path(folder, rank, slot))) is not None
+    }
     states: dict[Entry, bytearray] = {}
-    for entry in sorted(places, reverse=True)[:len(SLOTS)]:
+    for entry in sorted(places, reverse=True)[: len(SLOTS)]:
         with contextlib.suppress(DamagedSnapshot, OSError):
             file = os.open(places[entry], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:

@@ -33,8 +33,22 @@ TENSORS_MAX = 100_000
 DIMENSIONS_MAX = 64
 DTYPES = {
     name: getattr(torch, name)
-    for name in ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "complex64", "complex128",
-                 "int64", "int32", "int16", "int8", "uint8", "bool")
+    for name in (
+        "float64",
+        "float32",
+        "float16",
+        "bfloat16",
+        "float8_e4m3fn",
+        "float8_e5m2",
+        "complex64",
+        "complex128",
+        "int64",
+        "int32",
+        "int16",
+        "int8",
+        "uint8",
+        "bool",
+    )
 }
 """The dtypes a snapshot can hold, by their torch names."""
 _dtype_names = {dtype: name for name, dtype in DTYPES.items()}
@@ -90,9 +104,9 @@ def encode(snapshot: Snapshot, layout: Layout | None = None) -> bytearray:
     payload_offset = align(HEADER_BYTES + len(manifest))
     end = payload_offset + layout.payload_bytes
     raw = bytearray(end)
-    raw[HEADER_BYTES:HEADER_BYTES + len(manifest)] = manifest
+    raw[HEADER_BYTES : HEADER_BYTES + len(manifest)] = manifest
     for at, chunk in layout.chunks(snapshot.tensors):
-        raw[payload_offset + at:payload_offset + at + len(chunk)] = chunk
+        raw[payload_offset + at : payload_offset + at + len(chunk)] = chunk
     digest = body_digest(raw, end)
     header = Header(snapshot.step, snapshot.attempt, digest, len(manifest), payload_offset, layout.payload_bytes)
     raw[:HEADER_BYTES] = pack_header(header, is_complete=True)
@@ -103,7 +117,7 @@ def decode(raw: bytearray) -> Snapshot:
     """Give the snapshot in `raw`; its tensors share that memory. Raises DamagedSnapshot when it is not whole."""
     header = parse_header(raw, len(raw))
     check_digest(raw, header)
-    extras, rows = _parse_manifest(bytes(memoryview(raw)[HEADER_BYTES:HEADER_BYTES + header.manifest_bytes]))
+    extras, rows = _parse_manifest(bytes(memoryview(raw)[HEADER_BYTES : HEADER_BYTES + header.manifest_bytes]))
     tensors: dict[str, Tensor] = {}
     end = 0
     for row in rows:
@@ -125,11 +139,15 @@ def load_into(state: Mapping[str, Tensor], snapshot: Snapshot) -> None:
     for name, tensor in state.items():
         held = snapshot.tensors.get(name)
         if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
-            raise OtherState(f"The checkpoint of step {snapshot.step} is of another model ({name!r} differs): "
-                             "use the settings it was made with, or another --out.")
+            raise OtherState(
+                f"The checkpoint of step {snapshot.step} is of another model ({name!r} differs): "
+                "use the settings it was made with, or another --out."
+            )
     if len(snapshot.tensors) != len(state):
-        raise OtherState(f"The checkpoint of step {snapshot.step} holds {len(snapshot.tensors)} tensors, not the "
-                         f"{len(state)} of this model: use the settings it was made with, or another --out.")
+        raise OtherState(
+            f"The checkpoint of step {snapshot.step} holds {len(snapshot.tensors)} tensors, not the "
+            f"{len(state)} of this model: use the settings it was made with, or another --out."
+        )
     for name, tensor in state.items():
         tensor.copy_(snapshot.tensors[name])
 
@@ -137,8 +155,9 @@ def load_into(state: Mapping[str, Tensor], snapshot: Snapshot) -> None:
 def _tensors_json(places: list[tuple[str, torch.dtype, tuple[int, ...], int, int]]) -> bytes:
     if len(places) > TENSORS_MAX:
         raise ValueError(f"A snapshot holds at most {TENSORS_MAX} tensors, not {len(places)}.")
-    text = json.dumps([[name, _dtype_names[dtype], shape, offset] for name, dtype, shape, offset, _ in places],
-                      separators=(",", ":")).encode()
+    text = json.dumps(
+        [[name, _dtype_names[dtype], shape, offset] for name, dtype, shape, offset, _ in places], separators=(",", ":")
+    ).encode()
     if len(text) + EXTRAS_BYTES_MAX + 64 > MANIFEST_BYTES_MAX:
         raise ValueError(f"The names and shapes of the tensors take {len(text)} bytes, more than a manifest can hold.")
     return text

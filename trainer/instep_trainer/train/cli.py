@@ -13,8 +13,14 @@ from instep_trainer.errors import CannotRun, TrainerError
 from instep_trainer.place import Place, place_from
 from instep_trainer.train.config import TrainConfig, parse_arguments
 
-ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
-         "MASTER_PORT": "0"}
+ALONE = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "1",
+    "LOCAL_WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "0",
+}
 """What the only rank of a world of one is told; port 0 lets the kernel choose."""
 
 
@@ -40,8 +46,10 @@ def main(arguments: list[str]) -> int:
 def _train(config: TrainConfig, place: Place) -> None:
     check_writable(config.out)
     if importlib.util.find_spec("torch") is None:
-        raise CannotRun("PyTorch is not installed in this environment: pip install 'instep[trainer]', or the build "
-                        "that your GPUs need.")
+        raise CannotRun(
+            "PyTorch is not installed in this environment: pip install 'instep[trainer]', or the build "
+            "that your GPUs need."
+        )
     from instep_trainer.train.loop import train
 
     train(config, place)

@@ -44,12 +44,14 @@ class TrainConfig:
     checkpoint_every_disk: int = option(50, "steps between checkpoints on disk; 0 writes none", least=0, most=1 << 40)
     keep_last: int = option(2, "checkpoints on disk that are kept", least=1, most=1000)
     checkpoint_memory: Path | None = option(  # noqa: RUF009
-        None, "folder in shared memory for a checkpoint at every step; set by `instep run`")
+        None, "folder in shared memory for a checkpoint at every step; set by `instep run`"
+    )
     log_every: int = option(10, "steps between progress lines", least=1, most=1 << 40)
     evaluate_every: int = option(0, "steps between evaluations; 0 makes none", least=0, most=1 << 40)
     evaluate_batches: int = option(4, "batches per evaluation and rank", least=1, most=1 << 20)
     data_bytes_max: int = option(
-        8 << 20, "bytes of text read from --data, files in order of their names", least=1024, most=1 << 33)
+        8 << 20, "bytes of text read from --data, files in order of their names", least=1024, most=1 << 33
+    )
     device: str = option("auto", "cpu, cuda, or auto: cuda where there is one for this rank")
     model: ModelConfig = field(default_factory=ModelConfig)
 
@@ -87,7 +89,8 @@ def parse_arguments(arguments: list[str]) -> TrainConfig:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="instep train",
-        description="Train a small GPT with DDP on the bytes of a folder of text files, resuming exactly.")
+        description="Train a small GPT with DDP on the bytes of a folder of text files, resuming exactly.",
+    )
     for owner in (TrainConfig, ModelConfig):
         for known in fields(owner):
             if known.name == "model" or known.default is MISSING:
@@ -95,8 +98,13 @@ def _parser() -> argparse.ArgumentParser:
             default = known.default
             kind = Path if default is None or isinstance(default, Path) else type(default)
             text = f"{known.metadata['help']} (default: {_shown(known.name, default)})"
-            parser.add_argument(f"--{known.name.replace('_', '-')}", type=kind, default=default,
-                                metavar=kind.__name__.upper(), help=text.replace("%", "%%"))
+            parser.add_argument(
+                f"--{known.name.replace('_', '-')}",
+                type=kind,
+                default=default,
+                metavar=kind.__name__.upper(),
+                help=text.replace("%", "%%"),
+            )
     return parser
 
 

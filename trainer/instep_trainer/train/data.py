@@ -68,8 +68,10 @@ def read_corpus(folder: Path, *, bytes_max: int, length: int) -> Corpus:
         raise UsageError(f"The data folder {folder} holds no text: give a folder of text files with --data.")
     held_out = max(int(len(text) * HELD_OUT_RATIO), 2 * length)
     if len(text) < 4 * length:
-        raise UsageError(f"The data folder {folder} holds {len(text)} bytes of text, too little for sequences of "
-                         f"{length}: give at least {4 * length} bytes, or a smaller --sequence-length.")
+        raise UsageError(
+            f"The data folder {folder} holds {len(text)} bytes of text, too little for sequences of "
+            f"{length}: give at least {4 * length} bytes, or a smaller --sequence-length."
+        )
     return Corpus(text, len(text) - held_out, zlib.crc32(text))
 
 
@@ -89,5 +91,6 @@ def _read_text(path: Path, room_bytes: int) -> bytes:
             probe = file.read(min(PROBE_BYTES, room_bytes))
             return b"" if b"\0" in probe else probe + file.read(room_bytes - len(probe))
     except OSError as error:
-        raise UsageError(f"Cannot read {path} ({error.strerror}): make the data folder readable, or give another with "
-                         "--data.") from error
+        raise UsageError(
+            f"Cannot read {path} ({error.strerror}): make the data folder readable, or give another with --data."
+        ) from error

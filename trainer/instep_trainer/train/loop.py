@@ -33,8 +33,13 @@ def train(config: TrainConfig, place: Place, *, boundary: Callable[[str], None] 
     model = Gpt(config.model).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=True)
     state = training_state(model, optimizer)
-    keeper = Keeper(state, place, disk_folder=config.checkpoints_path if config.checkpoint_every_disk else None,
-                    keep_last=config.keep_last, boundary=boundary)
+    keeper = Keeper(
+        state,
+        place,
+        disk_folder=config.checkpoints_path if config.checkpoint_every_disk else None,
+        keep_last=config.keep_last,
+        boundary=boundary,
+    )
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     _train_in_group(config, place, corpus=corpus, device=device, model=model, optimizer=optimizer, keeper=keeper)
     # The DDP object must be gone before its group: its destructor waits, holding the GIL, for a gloo thread that needs
@@ -44,8 +49,16 @@ def train(config: TrainConfig, place: Place, *, boundary: Callable[[str], None] 
     keeper.close()
 
 
-def _train_in_group(config: TrainConfig, place: Place, *, corpus: Corpus, device: torch.device, model: Gpt,
-                    optimizer: torch.optim.Optimizer, keeper: Keeper) -> None:
+def _train_in_group(
+    config: TrainConfig,
+    place: Place,
+    *,
+    corpus: Corpus,
+    device: torch.device,
+    model: Gpt,
+    optimizer: torch.optim.Optimizer,
+    keeper: Keeper,
+) -> None:
     metrics = dist.new_group(group_desc="metrics")
     replica = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
     discard_passes(replica, config, device)
@@ -68,8 +81,13 @@ def _train_in_group(config: TrainConfig, place: Place, *, corpus: Corpus, device
         mean = None if recorder().fault_point("metrics") else mean_over_ranks(loss, metrics)
         report.step(step, mean)
         with phase("checkpoint"):
-            extras = {"data_position": step, "seed": config.seed, "world_size": place.world_size,
-                      "fingerprint": fingerprint, "loss": None if mean is None else mean.hex()}
+            extras = {
+                "data_position": step,
+                "seed": config.seed,
+                "world_size": place.world_size,
+                "fingerprint": fingerprint,
+                "loss": None if mean is None else mean.hex(),
+            }
             keeper.keep(step, extras)
             if config.checkpoint_every_disk and (step % config.checkpoint_every_disk == 0 or step == config.steps):
                 keeper.save(step, extras)
@@ -85,8 +103,10 @@ def choose_device(wish: str, local_rank: int) -> torch.device:
     """Give the device of this rank; raise CannotRun when cuda is asked for and not there."""
     is_there = local_rank < torch.cuda.device_count()
     if wish == "cuda" and not is_there:
-        raise CannotRun(f"--device is cuda, and there is no GPU for local rank {local_rank}: start fewer ranks on "
-                        "this node, or use cpu.")
+        raise CannotRun(
+            f"--device is cuda, and there is no GPU for local rank {local_rank}: start fewer ranks on "
+            "this node, or use cpu."
+        )
     if wish == "cpu" or not is_there:
         return torch.device("cpu")
     torch.cuda.set_device(local_rank)

@@ -23,8 +23,9 @@ def discard_passes(replica: nn.Module, config: TrainConfig, device: torch.device
         replica.zero_grad()
 
 
-def training_batch(corpus: Corpus, config: TrainConfig, step: int, rank: int,
-                   *, device: torch.device) -> tuple[Tensor, Tensor]:
+def training_batch(
+    corpus: Corpus, config: TrainConfig, step: int, rank: int, *, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Give tokens and targets, each (batch, length), of one step of one rank."""
     length = config.model.sequence_length
     offsets = corpus.offsets(config.seed, step, rank, count=config.batch_size, length=length)
@@ -32,8 +33,15 @@ def training_batch(corpus: Corpus, config: TrainConfig, step: int, rank: int,
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, corpus: Corpus, config: TrainConfig, rank: int, *, device: torch.device,
-             metrics: dist.ProcessGroup) -> float:
+def evaluate(
+    model: nn.Module,
+    corpus: Corpus,
+    config: TrainConfig,
+    rank: int,
+    *,
+    device: torch.device,
+    metrics: dist.ProcessGroup,
+) -> float:
     """Give the mean loss over held-out text on all ranks."""
     length = config.model.sequence_length
     model.eval()
@@ -54,7 +62,7 @@ def mean_over_ranks(loss: Tensor, metrics: dist.ProcessGroup) -> float:
 
 
 def _at(corpus: Corpus, offsets: list[int], length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    text = b"".join(corpus.text[offset:offset + length + 1] for offset in offsets)
+    text = b"".join(corpus.text[offset : offset + length + 1] for offset in offsets)
     flat = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device, torch.int64)
     pairs = flat.reshape(len(offsets), length + 1)
     return pairs[:, :-1], pairs[:, 1:]

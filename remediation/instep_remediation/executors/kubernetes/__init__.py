@@ -19,6 +19,6 @@ def make(config: ExecutorSettings) -> NodeExecutor:
         from instep_remediation.executors.kubernetes.executor import KubernetesExecutor
     except ModuleNotFoundError as error:
         raise StartError(
-            f'The executor "kubernetes" needs the module {error.name}: pip install \'instep[kubernetes]\'.'
+            f"The executor \"kubernetes\" needs the module {error.name}: pip install 'instep[kubernetes]'."
         ) from error
     return KubernetesExecutor(connect(config.kubernetes), config.kubernetes)

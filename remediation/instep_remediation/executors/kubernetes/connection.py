@@ -65,9 +65,7 @@ def _load(settings: KubernetesConfig, configuration: client.Configuration) -> No
         except kube_config.ConfigException:
             log.info("There is no service account here: the user's own kubeconfig is used.")
     path = str(settings.kubeconfig) if settings.kubeconfig else None
-    loading.load_kube_config(
-        config_file=path, context=settings.context or None, client_configuration=configuration
-    )
+    loading.load_kube_config(config_file=path, context=settings.context or None, client_configuration=configuration)
 
 
 @contextmanager
