@@ -14,6 +14,7 @@ from instep_agent.network.rdma import Hca, Hcas, Port, class_folder, facts_of, s
 from instep_agent.network.roles import Evidence, Role, default_route_interfaces, role_of
 from instep_agent.node import Fact, Node, Reading
 from instep_agent.sight import check_readable
+from instep_agent.wire import Sample
 
 LOSSES_SECONDS = 10.0
 """So often the counter of losses is read, which a device answers and not the kernel's memory; and after each change."""
@@ -38,6 +39,18 @@ class _Watched:
     rate_text: str = ""
     looked_ns: int = 0
     boot_id: str = ""
+    told: _Told | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a port said at its last look, and what was made of it: as long as it says the same, nothing is made anew."""
+
+    hca: Hca
+    texts: tuple[str, str, str]
+    """State, physical state and rate."""
+    is_up: bool | None
+    samples: tuple[Sample, ...]
 
 
 class RdmaPorts:
@@ -112,8 +125,22 @@ class RdmaPorts:
     def _port(self, hca: Hca, port: Port, node: Node) -> Iterator[Reading]:
         watched = self._ports.setdefault((hca.name, port.number), _Watched())
         now_ns = node.monotonic_ns()
-        state, _ = self._state(f"{port.path}/state")
-        physical, physical_name = self._state(f"{port.path}/phys_state")
+        path = port.path
+        texts = (self._text(f"{path}/state"), self._text(f"{path}/phys_state"), self._text(f"{path}/rate"))
+        told = watched.told
+        if told is not None and told.hca is hca and told.texts == texts and not _is_due(hca, watched, now_ns):
+            watched.watch.look(told.is_up, now_ns)
+            watched.looked_ns = now_ns
+            yield from told.samples
+            return
+        yield from self._changed(hca, port, watched, node, texts)
+
+    def _changed(
+        self, hca: Hca, port: Port, watched: _Watched, node: Node, texts: tuple[str, str, str]
+    ) -> Iterator[Reading]:
+        """A port that says something else than before, or of which it is time to read what is not read at each look."""
+        now_ns = node.monotonic_ns()
+        (state, _), (physical, physical_name), rate_text = _state(texts[0]), _state(texts[1]), texts[2]
         happened = watched.watch.look(_is_up(state), now_ns)
         if not hca.is_virtual_function:
             happened += self._losses(port, watched, node, is_due=bool(happened))
@@ -126,14 +153,14 @@ class RdmaPorts:
         about["phys_state"] = physical_name
         for one in happened:
             yield _link_fact(one, about, node)
-        rate_text = self._text(f"{port.path}/rate")
         yield from _rate_change(watched, rate_text, about, node)
-        yield from self._samples(hca, port, watched, state, physical)
-        yield from _rate_samples(port, rate_text)
+        samples = (*self._samples(hca, port, watched, state, physical), *_rate_samples(port, rate_text))
+        watched.told = _Told(hca, texts, _is_up(state), samples)
+        yield from samples
 
     def _samples(
         self, hca: Hca, port: Port, watched: _Watched, state: int | None, physical: int | None
-    ) -> Iterator[Reading]:
+    ) -> Iterator[Sample]:
         if state is not None:
             yield sample("node_infiniband_state_id", port.labels, state)
         if physical is not None:
@@ -156,10 +183,6 @@ class RdmaPorts:
             return self._files.text(path)
         except OSError:
             return ""
-
-    def _state(self, path: str) -> tuple[int | None, str]:
-        found = _STATE.fullmatch(self._text(path))
-        return (int(found[1]), found[2]) if found else (None, "")
 
     def _losses(self, port: Port, watched: _Watched, node: Node, *, is_due: bool) -> list[Happened]:
         """Read the counter of losses when it is time, or when the state says that it will have changed."""
@@ -197,6 +220,17 @@ class RdmaPorts:
         )
 
 
+def _is_due(hca: Hca, watched: _Watched, now_ns: int) -> bool:
+    """Whether it is time for the port's role, or for its counter of losses."""
+    counts = not hca.is_virtual_function and (watched.watch.waits or now_ns >= watched.losses_due_ns)
+    return counts or now_ns >= watched.role_due_ns
+
+
+def _state(text: str) -> tuple[int | None, str]:
+    found = _STATE.fullmatch(text)
+    return (int(found[1]), found[2]) if found else (None, "")
+
+
 def _is_up(state: int | None) -> bool | None:
     """Whether a port can carry traffic; deferred, it is about to go one way or the other."""
     return None if state is None or state in (0, _ACTIVE_DEFER) else state == _ACTIVE
@@ -230,7 +264,7 @@ def _rate_change(watched: _Watched, rate_text: str, about: dict[str, str], node:
         yield Fact("link_rate_changed", text, node.monotonic_ns(), node.realtime_ns(), fields)
 
 
-def _rate_samples(port: Port, text: str) -> Iterator[Reading]:
+def _rate_samples(port: Port, text: str) -> Iterator[Sample]:
     found = _RATE.match(text)
     if found is None:
         return
