@@ -65,6 +65,28 @@ def test_beyond_its_bytes_the_oldest_samples_go_and_no_event(tmp_path):
     assert list(tmp_path.glob("*.frame")) == []
 
 
+def test_a_frame_that_is_on_its_way_is_not_given_up_nor_counted_so(tmp_path):
+    one = len(Frames()())
+    spool = Spool(tmp_path, bytes_max=3 * one)
+    fill(spool, "", "", "")
+    entry, _ = spool.wait_oldest(0.0)
+    fill(spool, "", "")
+    assert spool.size_bytes <= 3 * one
+    spool.remove(entry)  # it has arrived
+    assert [number for number, _, _ in drain(spool)] == [1, 2], "those that were added last"
+    assert spool.dropped["samples"] == 2
+
+
+def test_a_frame_that_did_not_get_through_is_the_first_to_go_again(tmp_path):
+    one = len(Frames()())
+    spool = Spool(tmp_path, bytes_max=3 * one)
+    fill(spool, "", "", "")
+    spool.wait_oldest(0.0)
+    spool.let_go()
+    fill(spool, "")
+    assert [number for number, _, _ in drain(spool)] == [2, 3, 1], "the second, the third, and the one added last"
+
+
 def test_only_events_alone_push_out_events_and_that_is_said(tmp_path, caplog):
     spool = Spool(tmp_path, bytes_max=3000)
     fill(spool, *[f"event {number}" for number in range(40)])

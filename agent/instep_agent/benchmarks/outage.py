@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -233,14 +234,18 @@ def missing_between(places: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
 
 
 def is_oldest_first(missing: set[tuple[int, int]], came: Sequence[Acknowledged]) -> bool:
-    """Whether every frame with samples that came after the outage is younger than all that never came.
+    """Whether every frame with samples that came after the outage is younger than all that never came, but for one of
+    each agent that was on its way when it would have been given up.
 
     >>> is_oldest_first({(0, 2)}, [Acknowledged(0, 1, False, 9), Acknowledged(0, 3, True, 9)])
     True
     >>> is_oldest_first({(0, 2)}, [Acknowledged(0, 1, True, 9)])
+    True
+    >>> is_oldest_first({(0, 3)}, [Acknowledged(0, 1, True, 9), Acknowledged(0, 2, True, 9)])
     False
     """
-    return not missing or all(one.place > max(missing) for one in came if one.has_samples)
+    older = [one.place for one in came if one.has_samples and missing and one.place < max(missing)]
+    return all(count <= 1 for count in Counter(number for number, _ in older).values())
 
 
 def _bytes_of(folder: Path) -> int:

@@ -110,6 +110,9 @@ class Uplink:
         except FrameRefused as error:
             self.refused_total += 1
             log.error("%s", error)
+        except AgentError:
+            self._spool.let_go()
+            raise
         self._spool.remove(entry)
 
     def _send(self, data: bytes) -> None:

@@ -86,6 +86,8 @@ class Spool:
         self._in_slot: tuple[int, bytes] = 0, b""
         """Number and bytes of the frame in the slot; 0 when it is free."""
         self._loses_events = False
+        self._on_its_way = 0
+        """Number of the frame that is being sent: it is not given up, for it may well arrive."""
         self.size_bytes = 0
         self.dropped = {"samples": 0, "stripped": 0, "events": 0, "torn": 0}
         try:
@@ -112,7 +114,8 @@ class Spool:
             self._changed.notify_all()
 
     def wait_oldest(self, timeout_seconds: float) -> tuple[Entry, bytes] | None:
-        """Give the oldest frame, or None when none came within the time."""
+        """Give the oldest frame, or None when none came within the time. It is on its way until it is removed, or
+        `let_go`."""
         with self._changed:
             if not self._entries:
                 self._changed.wait(timeout_seconds)
@@ -121,6 +124,7 @@ class Spool:
                 entry = next(iter(self._entries.values()))
                 data = self._read(entry)
                 if data is not None:
+                    self._on_its_way = entry.number
                     return entry, data
                 self._lose_torn(entry)
         return None
@@ -129,6 +133,11 @@ class Spool:
         """Let a waiting `wait_oldest` come back at once."""
         with self._changed:
             self._changed.notify_all()
+
+    def let_go(self) -> None:
+        """The frame that was on its way is in the spool again like any other."""
+        with self._changed:
+            self._on_its_way = 0
 
     def remove(self, entry: Entry) -> None:
         """Forget a frame that was acknowledged or refused for good."""
@@ -228,12 +237,15 @@ class Spool:
     def _make_room(self, size_bytes: int) -> bool:
         """Give up samples that are too old or leave no room for so much more; give whether there is room now."""
         oldest_seconds = self._clock_seconds() - self._age_seconds_max
-        while self._with_samples:
-            entry = self._entries[next(iter(self._with_samples))]
+        while (number := self._oldest_with_samples()) is not None:
+            entry = self._entries[number]
             if self.size_bytes + size_bytes <= self._bytes_max and entry.since_seconds >= oldest_seconds:
                 return True
             self._give_up_samples(entry)
         return self.size_bytes + size_bytes <= self._bytes_max
+
+    def _oldest_with_samples(self) -> int | None:
+        return next((number for number in self._with_samples if number != self._on_its_way), None)
 
     def _keep_bounds(self) -> None:
         if self._make_room(0) and self._with_samples:

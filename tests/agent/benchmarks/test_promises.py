@@ -108,8 +108,10 @@ def test_a_hole_is_what_a_later_frame_of_the_same_agent_shows():
     assert missing_between([(0, 1), (0, 3), (1, 1)]) == {(0, 2)}
     old, new = Acknowledged(0, 1, True, 9), Acknowledged(0, 3, True, 9)
     assert is_oldest_first({(0, 2)}, [new])
-    assert not is_oldest_first({(0, 2)}, [old, new])
-    assert is_oldest_first({(0, 2)}, [replace(old, has_samples=False), new]), "its events were kept"
+    assert is_oldest_first({(0, 2)}, [old, new]), "it was on its way"
+    older = replace(old, sequence=2)
+    assert not is_oldest_first({(0, 3)}, [old, older, new])
+    assert is_oldest_first({(0, 3)}, [replace(old, has_samples=False), older, new]), "its events were kept"
 
 
 def test_every_injected_fault_is_another_one(node):
