@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,15 +24,18 @@ from instep_agent.exposition.server import Exposition
 from instep_agent.node import Node, Source
 from instep_agent.once import ask_all, print_check, print_seen
 from instep_agent.ranks.flight_recorder import RecorderFiles
-from instep_agent.ranks.keeping import Sweeper
+from instep_agent.ranks.keeping import SWEEP_SECONDS, sweep
 from instep_agent.ranks.orders import OrderKeeper
+from instep_agent.running.repeating import Repeating
 from instep_agent.running.runner import STOP_CHECK_SECONDS, Runner
-from instep_agent.running.watchdog import Watchdog
 from instep_agent.sources import all_sources
 from instep_agent.uplink.connection import Tls
 from instep_agent.uplink.sender import UPLINK_METRICS, Uplink
 from instep_agent.uplink.spool import Spool
 from instep_agent.wire import Frame
+
+WATCHDOG_SECONDS = 1.0
+"""Between two looks whether a source in the agent's own thread is overdue."""
 
 FINE, USED_WRONGLY, COULD_NOT_LOOK = 0, 2, 3
 
@@ -185,9 +189,11 @@ def run(config: AgentConfig, node: Node) -> int:
         parts.callback(runner.close)
         if uplink is not None:
             uplink.on_refused = runner.wake
-        helpers: list[Uplink | OrderKeeper | Sweeper | Watchdog] = [
-            Sweeper(node, keep_seconds=config.keep_seconds),
-            Watchdog(runner.check_overdue),
+        helpers: list[Uplink | OrderKeeper | Repeating] = [
+            Repeating(
+                "sweeper", partial(sweep, node, keep_seconds=config.keep_seconds), interval_seconds=SWEEP_SECONDS
+            ),
+            Repeating("watchdog", runner.check_overdue, interval_seconds=WATCHDOG_SECONDS),
         ]
         if uplink is not None:
             tls = _tls(config)

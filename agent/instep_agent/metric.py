@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypedDict, Unpack
 
 
 class MetricKind(StrEnum):
@@ -35,35 +36,28 @@ class Metric:
     """What the value is multiplied with under that name: 100 where ours is a ratio and the other one a percentage."""
 
 
-def gauge(
-    name: str,
-    help: str,
-    *,
-    is_on_page: bool = True,
-    page_labels: tuple[str, ...] = (),
-    alias: str = "",
-    alias_scale: float = 1.0,
-) -> Metric:
+class OnPage(TypedDict, total=False):
+    """What /metrics does with a metric: the fields of `Metric` of these names."""
+
+    is_on_page: bool
+    page_labels: tuple[str, ...]
+    alias: str
+    alias_scale: float
+
+
+def gauge(name: str, help: str, **page: Unpack[OnPage]) -> Metric:
     """Give a gauge.
 
     >>> gauge("instep_host_load1", "Load average of one minute.").kind.value
     'gauge'
     """
-    return Metric(name, help, MetricKind.GAUGE, is_on_page, page_labels, alias, alias_scale)
+    return Metric(name, help, MetricKind.GAUGE, **page)
 
 
-def counter(
-    name: str,
-    help: str,
-    *,
-    is_on_page: bool = True,
-    page_labels: tuple[str, ...] = (),
-    alias: str = "",
-    alias_scale: float = 1.0,
-) -> Metric:
+def counter(name: str, help: str, **page: Unpack[OnPage]) -> Metric:
     """Give a counter.
 
     >>> counter("instep_rdma_symbol_errors_total", "Symbol errors of a port.").kind.value
     'counter'
     """
-    return Metric(name, help, MetricKind.COUNTER, is_on_page, page_labels, alias, alias_scale)
+    return Metric(name, help, MetricKind.COUNTER, **page)

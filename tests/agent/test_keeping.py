@@ -5,10 +5,12 @@ import os
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from instep_agent.node import Node
-from instep_agent.ranks.keeping import DOOMED, RunLook, Sweeper, may_remove, sweep
+from instep_agent.ranks.keeping import DOOMED, RunLook, may_remove, sweep
+from instep_agent.running.repeating import Repeating
 from made_records import new_writer
 from ranks_at_work import Ranks
 
@@ -179,7 +181,7 @@ def test_a_node_without_records_is_nothing_to_sweep(later):
 
 def test_the_sweeper_sweeps_beside_the_collecting_and_ends_when_told(dead, later):
     folder = dead()
-    sweeper = Sweeper(later, keep_seconds=KEEP_SECONDS, every_seconds=0.01)
+    sweeper = Repeating("sweeper", partial(sweep, later, keep_seconds=KEEP_SECONDS), interval_seconds=0.01)
     sweeper.start()
     deadline = time.monotonic() + 20
     while folder.exists():

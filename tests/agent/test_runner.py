@@ -10,8 +10,8 @@ import pytest
 from instep_agent.errors import Absent, SourceFailed
 from instep_agent.metric import gauge
 from instep_agent.node import Fact
+from instep_agent.running.repeating import Repeating
 from instep_agent.running.runner import Runner
-from instep_agent.running.watchdog import Watchdog
 from instep_agent.uplink.frames import SERIES_MAX
 from instep_agent.wire import GpuReport, RankReport, Sample, StepReport
 from made_nodes import Clock, node_at
@@ -277,7 +277,7 @@ def test_a_source_that_does_not_come_back_is_said_while_it_lasts(tmp_path, caplo
 
 def test_the_watchdog_looks_until_it_is_closed():
     looked = threading.Semaphore(0)
-    watchdog = Watchdog(looked.release, interval_seconds=0.001)
+    watchdog = Repeating("watchdog", looked.release, interval_seconds=0.001)
     watchdog.start()
     assert looked.acquire(timeout=20)
     assert looked.acquire(timeout=20)

@@ -102,7 +102,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(REQUESTS_AT_ONCE)
-    except BaseException:
+    except BaseException:  # also an interrupt; it goes on to whoever called
         listener.close()
         raise
     return listener

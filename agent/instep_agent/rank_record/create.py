@@ -38,7 +38,7 @@ def create_file(root: Path, identity: RankIdentity, regions: layout.Regions) -> 
     try:
         _reserve(descriptor, path, size)
         store = mmap.mmap(descriptor, size)
-    except BaseException:
+    except BaseException:  # also an interrupt; it goes on to whoever called
         path.unlink(missing_ok=True)
         raise
     finally:

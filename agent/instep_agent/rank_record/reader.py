@@ -61,7 +61,7 @@ class RecordReader:
         try:
             self.header = self._read_header(uid)
             self._identity = self._read_identity() or self._refuse("its identity is torn")
-        except BaseException:
+        except BaseException:  # also an interrupt; it goes on to whoever called
             os.close(self._descriptor)
             raise
         self._heartbeat: tuple[int, Heartbeat] | None = None

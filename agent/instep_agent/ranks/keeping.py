@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import stat
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,29 +74,6 @@ def may_remove(look: RunLook, keep_seconds: float) -> tuple[bool, str]:
     if look.is_held:
         return False, "a supervisor holds it"
     return True, f"nobody adopted it within {keep_seconds:g} s"
-
-
-class Sweeper:
-    """Sweeps every minute in a thread of its own, so that collecting never waits for it."""
-
-    def __init__(self, node: Node, *, keep_seconds: float, every_seconds: float = SWEEP_SECONDS) -> None:
-        self._node, self._keep_seconds, self._every_seconds = node, keep_seconds, every_seconds
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
-
-    def start(self) -> None:
-        """Begin; the first sweep comes after one interval, when those who start with the node have taken their runs."""
-        self._thread.start()
-
-    def close(self, timeout_seconds: float = 0.5) -> None:
-        """Stop; a removal that is going on is finished by the next sweep."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout_seconds)
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._every_seconds):
-            sweep(self._node, keep_seconds=self._keep_seconds)
 
 
 def sweep(node: Node, *, keep_seconds: float = KEEP_SECONDS) -> list[str]:

@@ -67,7 +67,7 @@ class HttpSocket:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return self._context.wrap_socket(sock, server_hostname=self._address[0]) if self._context else sock
-        except BaseException:
+        except BaseException:  # also an interrupt; it goes on to whoever called
             sock.close()
             raise
 

@@ -61,7 +61,7 @@ class LocalCluster:
                 self.start_server()
                 for node in self.nodes:
                     self.start_agent(node)
-        except BaseException:
+        except BaseException:  # also an interrupt; it goes on to whoever called
             self.close()
             raise
         return self
