@@ -11,6 +11,7 @@ import errno
 import os
 import resource
 import stat
+import weakref
 from collections.abc import Callable, Iterator
 
 READ_BYTES_MAX = 4096
@@ -25,12 +26,13 @@ _GONE = (errno.ENODEV, errno.ESTALE, errno.ENXIO)
 
 
 class HeldFiles:
-    """Reads files by path; `close` it or what is beneath a folder that went away."""
+    """Reads files by path; `close` what is beneath a folder that went away. It lets go of all when it is let go of."""
 
     def __init__(self, held_max: int = HELD_MAX, *, pread: Callable[[int, int, int], bytes] = os.pread) -> None:
         self._held_max = min(held_max, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._pread = pread
         self._descriptors: dict[str, int] = {}
+        weakref.finalize(self, _close_all, self._descriptors).atexit = False
 
     def text(self, path: str) -> str:
         """Give what stands in a file now, without white space around it. Raise `OSError` as the kernel says it."""
@@ -51,8 +53,8 @@ class HeldFiles:
         finally:
             os.close(descriptor)
 
-    def close(self, folder: str = "") -> None:
-        """Let go of the files beneath a folder, or of all."""
+    def close(self, folder: str) -> None:
+        """Let go of the files beneath a folder."""
         for path in [path for path in self._descriptors if path.startswith(folder)]:
             self._let_go(path)
 
@@ -62,6 +64,12 @@ class HeldFiles:
     def _let_go(self, path: str) -> None:
         with contextlib.suppress(OSError):
             os.close(self._descriptors.pop(path))
+
+
+def _close_all(descriptors: dict[str, int]) -> None:
+    for descriptor in descriptors.values():
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
 
 
 def _open_plain(path: str) -> int:

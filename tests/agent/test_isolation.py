@@ -86,6 +86,29 @@ def wait_gone(*pids):
         time.sleep(0.005)
 
 
+@pytest.fixture
+def many_files():
+    """So many open files that those that follow have numbers that select() does not take."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 4096:
+        pytest.skip("A process may not open 4,096 files here.")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1200)]
+    yield
+    for descriptor in opened:
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_child_works_for_an_agent_that_holds_many_files_open(many_files, agent, tmp_path):
+    it = agent(FakeAccelerator(tmp_path / "fake"))
+    it.after(0)
+    it.turns("fake_state", 1)
+    it.after(1)
+    it.turns("fake_state", 2)
+    assert it.values()["instep_fake_turns_total"] == 2.0
+
+
 def test_a_source_in_a_child_is_read_like_any_other(agent, tmp_path):
     source = FakeAccelerator(tmp_path / "fake")
     it = agent(source)

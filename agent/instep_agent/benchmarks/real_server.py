@@ -114,5 +114,6 @@ def _stored(row: Sequence[Any]) -> Stored:
 
 def _first_line(output: IO[bytes]) -> str:
     """Give what the server says once it is ready; empty when it ended, or said nothing for too long."""
-    ready, _, _ = select.select([output], [], [], READY_SECONDS_MAX)
-    return output.readline().decode() if ready else ""
+    poller = select.poll()
+    poller.register(output, select.POLLIN)
+    return output.readline().decode() if poller.poll(READY_SECONDS_MAX * 1e3) else ""

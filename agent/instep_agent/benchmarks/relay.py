@@ -41,6 +41,7 @@ class Relay:
         self.server = server
         self.acknowledged: list[Acknowledged] = []
         self._epochs: dict[str, int] = {}
+        self._listens = False
         self._http = _Listener(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
 
@@ -52,11 +53,13 @@ class Relay:
     def start(self) -> None:
         """Start the server, and pass on."""
         self.server.start()
+        self._listens = True
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
     def close(self) -> None:
         """End both."""
-        self._http.shutdown()
+        if self._listens:  # it would wait for ever for the end of a loop that was never begun
+            self._http.shutdown()
         self._http.server_close()
         self.server.close()
 

@@ -147,10 +147,7 @@ def _run_forked(name: str, parent: int, descriptor: int, run: Callable[[socket.s
 
 
 def _keep_only(descriptor: int) -> int:
-    """Close what the parent had open, but for standard error and `descriptor`; give the number that it has now.
-
-    A low one: select() takes none beyond 1023, and a parent that holds many files open gives higher ones.
-    """
+    """Close what the parent had open, but for standard error and `descriptor`; give that."""
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(nothing, 1)
@@ -159,11 +156,16 @@ def _keep_only(descriptor: int) -> int:
         top = max(int(entry.name) for entry in os.scandir("/proc/self/fd")) + 1
     os.closerange(3, descriptor)
     os.closerange(descriptor + 1, top)
-    if descriptor == 3:
-        return descriptor
-    os.dup2(descriptor, 3)
-    os.close(descriptor)
-    return 3
+    return descriptor
+
+
+def _readable(descriptors: Sequence[int], timeout_seconds: float | None) -> frozenset[int]:
+    """Give those from which there is something to read within the time. select() takes none beyond 1023; this does."""
+    poller = select.poll()
+    for descriptor in descriptors:
+        poller.register(descriptor, select.POLLIN)
+    ready = poller.poll(None if timeout_seconds is None else max(0.0, timeout_seconds) * 1e3)
+    return frozenset(descriptor for descriptor, _ in ready)
 
 
 class Keeper:
@@ -182,7 +184,7 @@ class Keeper:
     def run(self) -> None:
         """Go on until the agent closes its end; then end every child."""
         while True:
-            readable, _, _ = select.select([self._control.fileno(), self._woken], [], [])
+            readable = _readable([self._control.fileno(), self._woken], None)
             if self._woken in readable:
                 os.read(self._woken, 4096)
                 self._reap()
@@ -192,7 +194,7 @@ class Keeper:
             os.kill(pid, signal.SIGKILL)
         until_seconds = time.monotonic() + REAP_SECONDS_MAX
         while self._alive and (left := until_seconds - time.monotonic()) > 0:
-            select.select([self._woken], [], [], left)
+            _readable([self._woken], left)
             with contextlib.suppress(BlockingIOError):
                 os.read(self._woken, 4096)
             self._reap()
@@ -340,8 +342,7 @@ class _Requests:
 
     def wait(self, timeout_seconds: float | None) -> bool:
         """Wait until there is something to receive; give whether there is."""
-        waits = timeout_seconds is None or timeout_seconds > 0
-        return bool(select.select([self._data], [], [], timeout_seconds if waits else 0.0)[0])
+        return bool(_readable([self._data.fileno()], timeout_seconds))
 
 
 def _answer(data: socket.socket, turn: Turn, said: dict[str, tuple[Series, ...]]) -> None:

@@ -69,6 +69,26 @@ def test_nothing_is_lost_or_doubled_when_the_server_was_away_and_samples_go_befo
     assert found.kills == 2
 
 
+class Unstartable:
+    """A server that does not come up."""
+
+    is_closed = False
+
+    def start(self):
+        raise ConfigurationInvalid("it said nothing")
+
+    def close(self):
+        self.is_closed = True
+
+
+def test_a_relay_whose_server_does_not_come_up_ends():
+    relay = Relay(Unstartable())
+    with pytest.raises(ConfigurationInvalid):
+        relay.start()
+    relay.close()
+    assert relay.server.is_closed
+
+
 def test_a_broken_promise_about_an_outage_is_noticed():
     kept = Outage(10.0, 1000, spool_bytes=900, disk_bytes=950, kills=1, is_in_order=True, is_oldest_first=True)
     assert kept.is_within

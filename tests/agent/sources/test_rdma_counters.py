@@ -1,6 +1,7 @@
 """RDMA counters: every one of them, those that count no more, those that begin anew, and files that give no number."""
 
 import errno
+import gc
 import os
 import re
 from itertools import pairwise
@@ -306,6 +307,9 @@ def test_counters_beyond_the_descriptors_are_read_all_the_same(tmp_path):
     found = look(source, node_at(tmp_path))
     assert len(os.listdir("/proc/self/fd")) == before + 3
     assert found.value("instep_rdma_counters_unreadable") == 0
+    del source
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before, "who lets go of a source lets go of its files"
 
 
 def test_descriptors_are_held_and_let_go_with_their_adapter(watch):
