@@ -12,13 +12,26 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 from instep_agent.wire import Dictionary, Event, Frame
-from instep_diagnosis.gpu_readings import HOLD_SECONDS, KIND, NAMES, Reading, ReadingFault, faults_told
+from instep_diagnosis.gpu_readings import (
+    HOLD_SECONDS,
+    KIND,
+    Counter,
+    Reading,
+    ReadingFault,
+    errors_counted,
+    faults_told,
+    is_read,
+    remembered,
+    rises,
+)
 
 NODES_MAX = 20_000
 DICTIONARIES_MAX = 4096
 SERIES_MAX = 512
 """Health readings of one node."""
 WORD_MAX = 80
+REPEAT_SECONDS = 60.0
+"""Errors that go on are told once in this time for each GPU, with how many there were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +56,23 @@ class NodeHealth:
     told: set[ReadingFault] = field(default_factory=set)
     rises: dict[ReadingFault, int] = field(default_factory=dict)
     """How often each became so while it was watched."""
+    newest_ns: int = 0
+    """When its newest frame was made, on its monotonic clock."""
+    counted: dict[Counter, float] = field(default_factory=dict)
+    """Errors that were told, or of before."""
+    counted_ns: dict[Counter, int] = field(default_factory=dict)
+    """When each counter was last read with no more than these."""
+    newest: tuple[Counter, ...] = ()
+    """Of them, those that the newest values hold with no more."""
+    rose_ns: dict[ReadingFault, int] = field(default_factory=dict)
+    """When errors were last told."""
+    is_quiet: bool = False
+    """Errors that were counted wait to be told."""
 
     @property
     def is_waiting(self) -> bool:
         """Whether something is so that was not told yet."""
-        return len(self.told) < len(self.since_ns)
+        return self.is_quiet or len(self.told) < len(self.since_ns)
 
 
 class GpuHealth:
@@ -69,20 +94,25 @@ class GpuHealth:
             if node is None and len(self._nodes) >= NODES_MAX:
                 return ()
             node = self._nodes[frame.node] = NodeHealth(frame.boot_id)
+        if frame.anchor.monotonic_ns < node.newest_ns:  # It comes late: what it says is not so any more.
+            return ()
+        before_ns, node.newest_ns = node.newest_ns, frame.anchor.monotonic_ns
         values = np.frombuffer(frame.values, dtype="<f8")[columns.places]
         said = values.tobytes()
         if not node.is_waiting and (node.dictionary_hash, node.values) == (dictionary.hash, said):
             return ()
         node.dictionary_hash, node.values = dictionary.hash, said
-        readings = (Reading(*series, float(value)) for series, value in zip(columns.series, values, strict=True))
-        return _begun(node, faults_told(readings), frame)
+        node.counted_ns |= dict.fromkeys(node.newest, before_ns)
+        readings = [Reading(*series, float(value)) for series, value in zip(columns.series, values, strict=True)]
+        return (*_begun(node, faults_told(readings), frame), *_risen(node, errors_counted(readings), frame))
 
     def _columns_of(self, dictionary: Dictionary) -> Columns:
         found = self._columns.get(dictionary.hash)
         if found is None:
-            named = [number for number, (name, _) in enumerate(dictionary.series) if name in NAMES][:SERIES_MAX]
-            series = tuple((name, dict(labels)) for name, labels in (dictionary.series[each] for each in named))
-            found = self._columns[dictionary.hash] = Columns(np.array(named, np.intp), series)
+            all_series = ((number, name, dict(labels)) for number, (name, labels) in enumerate(dictionary.series))
+            named = [(number, (name, labels)) for number, name, labels in all_series if is_read(name, labels)]
+            places = np.array([number for number, _ in named[:SERIES_MAX]], np.intp)
+            found = self._columns[dictionary.hash] = Columns(places, tuple(series for _, series in named[:SERIES_MAX]))
             if len(self._columns) > DICTIONARIES_MAX:
                 self._columns.popitem(last=False)
         return found
@@ -101,24 +131,54 @@ def _begun(node: NodeHealth, said: dict[ReadingFault, str], frame: Frame) -> tup
         is_due = words and now_ns - node.since_ns[fault] >= HOLD_SECONDS[fault.fault] * 1e9
         if is_due and fault not in node.told:
             node.told.add(fault)
-            found.append(_event(fault, words, node, frame))
+            rise = node.rises[fault]
+            fields = {"is_new": "true"} if rise else {}
+            found.append(_event(fault, words, frame, since_ns=node.since_ns[fault], mark=str(rise), fields=fields))
         if len(node.known) < SERIES_MAX:
             node.known.add(fault)
     return tuple(found)
 
 
-def _event(fault: ReadingFault, words: str, node: NodeHealth, frame: Frame) -> Event:
-    rise = node.rises[fault]
+def _risen(node: NodeHealth, counted: dict[Counter, float], frame: Frame) -> tuple[Event, ...]:
+    """Return the faults of which counters counted more, each once in REPEAT_SECONDS, and remember what was counted."""
+    now_ns, found = frame.anchor.monotonic_ns, rises(node.counted, counted)
+    by_fault: dict[ReadingFault, dict[Counter, float]] = {}
+    for counter, rise in found.items():
+        by_fault.setdefault(counter.fault, {})[counter] = rise
+    quiet_ns = now_ns - int(REPEAT_SECONDS * 1e9)
+    quiet = {fault for fault in by_fault if node.rose_ns.get(fault, quiet_ns) > quiet_ns}
+    events = [_rise(fault, own, counted, node, frame) for fault, own in by_fault.items() if fault not in quiet]
+    node.rose_ns |= dict.fromkeys(by_fault.keys() - quiet, now_ns)
+    node.is_quiet = bool(quiet)
+    if len(node.counted) <= SERIES_MAX:
+        told = {counter: value for counter, value in counted.items() if counter.fault not in quiet}
+        node.counted, node.newest = remembered(node.counted, told), tuple(told)
+    return tuple(events)
+
+
+def _rise(
+    fault: ReadingFault, own: dict[Counter, float], counted: dict[Counter, float], node: NodeHealth, frame: Frame
+) -> Event:
+    """Return what the counters of one fault counted. When exactly is not known: now at the latest."""
+    now_ns = frame.anchor.monotonic_ns
+    seconds = (now_ns - min(node.counted_ns.get(counter, now_ns) for counter in own)) / 1e9
+    said = " and ".join(f"{counter.name} by {rise:.0f} to {counted[counter]:.0f}" for counter, rise in own.items())
+    words = f"Within {seconds:.0f} s GPU {fault.gpu} counted errors that could not be corrected: {said}."
+    fields = {"is_new": "true", "within_seconds": f"{seconds:.0f}"}
+    return _event(fault, words, frame, since_ns=now_ns, mark=str(now_ns), fields=fields)
+
+
+def _event(fault: ReadingFault, words: str, frame: Frame, *, since_ns: int, mark: str, fields: dict[str, str]) -> Event:
+    """Return a fault as an event; `mark` tells it from others of the same fault in the same boot."""
     parts = (frame.boot_id[:WORD_MAX], KIND, fault.fault, (fault.uuid or fault.gpu)[:WORD_MAX])
-    since_ns = node.since_ns[fault]
-    fields = {"fault": fault.fault, "gpu": fault.gpu[:WORD_MAX], "uuid": fault.uuid[:WORD_MAX]}
+    who = {"fault": fault.fault, "gpu": fault.gpu[:WORD_MAX], "uuid": fault.uuid[:WORD_MAX]}
     return Event(
-        id=":".join((*parts, *(("drill",) if fault.is_drill else ()), str(rise))),
+        id=":".join((*parts, *(("drill",) if fault.is_drill else ()), mark)),
         kind=KIND,
         text=words[:1000],
         age_seconds=(frame.anchor.monotonic_ns - since_ns) / 1e9,
         monotonic_ns=since_ns,
         realtime_ns=frame.anchor.realtime_ns - (frame.anchor.monotonic_ns - since_ns),
-        fields=fields | ({"is_new": "true"} if rise else {}),
+        fields=who | fields,
         is_drill=fault.is_drill,
     )

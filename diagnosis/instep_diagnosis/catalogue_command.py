@@ -12,7 +12,7 @@ from typing import Any
 
 from instep_diagnosis.catalogues import Catalogue, CatalogueRow, loading, sxid_catalogue, xid_catalogue
 from instep_diagnosis.catalogues.patterns import PatternCatalogue, kernel_patterns, nccl_patterns
-from instep_diagnosis.catalogues.rules import nvlink_rules, recovery_actions, register_bits, repeat_rules
+from instep_diagnosis.catalogues.rules import nvlink_rules, reading_rules, recovery_actions, register_bits, repeat_rules
 from instep_diagnosis.clock_reasons import ClockReason, clock_catalogue, clock_reasons
 from instep_diagnosis.errors import CatalogueError
 from instep_diagnosis.exit_status import COULD_NOT_LOOK, FINE, FOUND
@@ -72,7 +72,7 @@ def _chosen(kind: str, book: Book, key: str) -> tuple[tuple[str, Fields], ...]:
         return tuple((hex(reason.bit), _clock_fields(reason)) for reason in clock_reasons(number))
     if kind in ("nccl", "kernel") and " " in key:
         return _of_line(kind, book, key)
-    wanted = key.lower() if number is None or kind in ("rdma", "nccl", "kernel") else str(number)
+    wanted = key.lower() if number is None or kind in ("rdma", "nccl", "kernel", "reading") else str(number)
     return tuple((name, fields) for name, fields in book.entries if name.lower() == wanted)
 
 
@@ -237,6 +237,11 @@ def _xid74() -> Book:
     )
 
 
+def _reading() -> Book:
+    fields = ("name", "code", "line", "part_of", "text", "source")
+    return _rules(list(reading_rules().values()), "readings.toml", lambda row: [row.name], fields)
+
+
 BOOKS: dict[str, Callable[[], Book]] = {
     "xid": lambda: _codes(xid_catalogue(), "xid"),
     "sxid": lambda: _codes(sxid_catalogue(), "sxid"),
@@ -248,5 +253,6 @@ BOOKS: dict[str, Callable[[], Book]] = {
     "repeat": _repeat,
     "nvlink5": _nvlink5,
     "xid74": _xid74,
+    "reading": _reading,
 }
 """Kind → what the catalogue holds of it."""

@@ -61,6 +61,13 @@ _TABLES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ),
     ("kernel", "Kernel lines without a number", "", ("severity", "workload", "action", "owner", "text")),
     (
+        "reading",
+        "Readings of GPUs",
+        "What opens an incident without any line. The row of *code* or *line* says how bad it is; a line with a code "
+        "of *part of* says more than the reading, which then belongs to it.",
+        ("code", "line", "part_of", "text"),
+    ),
+    (
         "nccl",
         "Lines of NCCL and torch",
         "*Victim*: whoever logs it suffers from another's fault.",

@@ -6,14 +6,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from instep_diagnosis.catalogues import CLEARED_BY_ACTION
-from instep_diagnosis.catalogues.rules import recovery_actions
+from instep_diagnosis.catalogues.rules import reading_rules, recovery_actions
 from instep_diagnosis.detectors.confidence import GPU_FAULT_ON_GPU, GPU_FAULT_ON_NODE
 from instep_diagnosis.evidence import JobState, NodeFact, RankState
-from instep_diagnosis.gpu_readings import GPU_MISSING, KIND, REMAP_FAILED
+from instep_diagnosis.gpu_readings import ECC_UNCORRECTED, KIND
 from instep_diagnosis.kernel_faults import FATAL, KernelFault, assess, overruled
 from instep_diagnosis.kernel_line import KernelLine, LineKind, read_kernel_line
 from instep_diagnosis.process_facts import join_process_facts, names_another
 from instep_diagnosis.verdict import Cause, Certainty, Evidence, Owner, Suspect, Verdict
+
+LINE_EARLY_SECONDS, LINE_LATE_SECONDS = 5.0, 30.0
+"""A driver logs an error before or after it counts it, and a line waits for whoever writes the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,21 +84,52 @@ def _asked(fact: NodeFact) -> KernelFault | None:
 
 def _read(fault: str) -> KernelFault | None:
     """What a reading says, with what the catalogue says of the line that tells of the same."""
-    line = KernelLine(LineKind.OTHER, text=fault)
-    if fault == REMAP_FAILED:
-        said = assess(KernelLine(LineKind.XID, 64))
-        return None if said is None else replace(said, line=line)
-    if fault == GPU_MISSING:
-        said = assess(KernelLine(LineKind.OTHER, text="gpu-lost"))
-        return None if said is None else replace(said, line=line, text="a GPU that is expected here is missing")
-    return None
+    rule = reading_rules().get(fault)
+    if rule is None:
+        return None
+    told = KernelLine(LineKind.XID, rule.code) if rule.code else KernelLine(LineKind.OTHER, text=rule.line)
+    said = assess(told)
+    return None if said is None else replace(said, line=KernelLine(LineKind.OTHER, text=fault), text=rule.text)
 
 
 def fault_now(fact: NodeFact, facts: Iterable[NodeFact]) -> KernelFault | None:
-    """The meaning of a fact after what the driver asks to be done with the same GPU, as the facts beside it tell."""
+    """The meaning of a fact after what the driver asks to be done with the same GPU, as the facts beside it tell.
+
+    Errors that were only counted mean nothing of their own beside the driver's line about them: it may say that they
+    were contained.
+    """
     fault = kernel_fault(fact)
+    if any(is_line_of(other, fact) for other in facts):
+        return None
     is_asked = fact.kind == "gpu_recovery"  # It says so itself.
     return fault if fault is None or is_asked else overruled(fault, _recovery(fact, facts))
+
+
+def is_counted(fact: NodeFact) -> bool:
+    """Whether a fact says that a counter of errors rose, at some time since it was read before."""
+    return fact.kind == KIND and fact.fields.get("fault") == ECC_UNCORRECTED
+
+
+def tells_of_memory(fact: NodeFact) -> bool:
+    """Whether a fact is the driver's own line or event about an error of a GPU's memory."""
+    fault = kernel_fault(fact) if fact.kind in ("kernel_line", "gpu_event") else None
+    rule = reading_rules().get(ECC_UNCORRECTED)
+    if fault is None or rule is None or fault.line.kind is not LineKind.XID:
+        return False
+    return fault.line.code in rule.part_of
+
+
+def is_line_of(line: NodeFact, counted: NodeFact) -> bool:
+    """Whether a line tells of errors that were counted: of the same GPU, and of the time in which they happened."""
+    if not is_counted(counted) or not tells_of_memory(line):
+        return False
+    fault = kernel_fault(line)
+    is_alike = fault is not None and is_drill(line, fault) == counted.is_drill
+    is_same = is_alike and (line.node, line.gpu, line.boot_id) == (counted.node, counted.gpu, counted.boot_id)
+    within = counted.fields.get("within_seconds", "")
+    seconds = float(within) if within.isdecimal() and len(within) <= 8 else 0.0
+    earlier_seconds = line.age_seconds - counted.age_seconds
+    return is_same and -LINE_LATE_SECONDS <= earlier_seconds <= seconds + LINE_EARLY_SECONDS
 
 
 def recovery_of(fact: NodeFact) -> int | None:
@@ -133,6 +167,7 @@ _LABELS = {
     "gpu-lost": "GPU lost",
     "gpu-missing": "GPU missing",
     "row-remap-failed": "Row remap failure",
+    "ecc-uncorrected": "Uncorrected ECC error",
     "recovery-action": "Recovery action",
 }
 
@@ -141,7 +176,7 @@ def _faults(job: JobState, onset_age_seconds: float, window_seconds: float) -> l
     found = []
     asked = [fact for fact in job.facts if recovery_of(fact) is not None]
     for fact in job.facts:
-        fault = fault_now(fact, asked)
+        fault = fault_now(fact, job.facts if is_counted(fact) else asked)
         if fault is None or fault.subject == "process" or abs(fact.age_seconds - onset_age_seconds) > window_seconds:
             continue
         if fact.kind == KIND and "is_new" not in fact.fields:

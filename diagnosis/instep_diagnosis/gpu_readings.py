@@ -1,27 +1,40 @@
 """What GPUs' readings say by themselves, where no line of the kernel does: its log may not be readable in a pod.
 
-Pure: the newest readings of one node in, what is so and what is not out. A reading is a state: what was so when its
-agent began counts as well. Counters are not read here; one that has always been high says nothing.
+Pure: the newest readings of one node in, what is so and what is not out. A state counts as it stands: what was so when
+its agent began counts as well. A counter counts by its rise only: one that has always been high says nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan
 
 KIND = "gpu_reading"
 """Of the facts that come of readings."""
 REMAP_FAILED = "row-remap-failed"
 GPU_MISSING = "gpu-missing"
-FAULTS = (REMAP_FAILED, GPU_MISSING)
+ECC_UNCORRECTED = "ecc-uncorrected"
+FAULTS = (REMAP_FAILED, GPU_MISSING, ECC_UNCORRECTED)
 """Faults that a reading may tell of; each keeps a GPU, or its node, from further work."""
 REMAP_HAS_FAILED = "instep_gpu_row_remap_has_failed"
 GPUS = "instep_gpus"
-NAMES = frozenset({REMAP_HAS_FAILED, GPUS})
-"""The series that are read."""
+UNCORRECTED = "instep_gpu_ecc_uncorrected_volatile_total"
+SRAM = "instep_gpu_sram_errors_total"
+_SRAM_UNCORRECTED = ("parity", "secded")
 HOLD_SECONDS = {REMAP_FAILED: 0.0, GPU_MISSING: 60.0}
 """So long it must be so before it is told: a driver that starts finds its GPUs one after the other."""
+
+
+def is_read(name: str, labels: Mapping[str, str]) -> bool:
+    """Whether a series is one of those that tell of a fault.
+
+    >>> is_read("instep_gpu_sram_errors_total", {"kind": "parity", "period": "aggregate"})
+    False
+    """
+    if name == SRAM:
+        return labels.get("kind") in _SRAM_UNCORRECTED and labels.get("period") == "volatile"
+    return name in (REMAP_HAS_FAILED, GPUS, UNCORRECTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +57,15 @@ class ReadingFault:
     is_drill: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """One counter of errors, each of which is a fault."""
+
+    fault: ReadingFault
+    name: str
+    """As people read it: the metric, with what tells it from its like."""
+
+
 def faults_told(readings: Iterable[Reading]) -> dict[ReadingFault, str]:
     """Fault → what says so in words, empty where it is not so; faults of which nothing was read are left out.
 
@@ -57,12 +79,60 @@ def faults_told(readings: Iterable[Reading]) -> dict[ReadingFault, str]:
         if isnan(reading.value):
             continue
         if reading.name == REMAP_HAS_FAILED:
-            gpu, uuid = reading.labels.get("gpu", ""), reading.labels.get("uuid", "")
-            one = ReadingFault(REMAP_FAILED, gpu, uuid, reading.labels.get("drill") == "true")
-            found[one] = f"{REMAP_HAS_FAILED} of GPU {gpu} is 1." if reading.value >= 1.0 else ""
+            one = _fault(REMAP_FAILED, reading.labels)
+            found[one] = f"{REMAP_HAS_FAILED} of GPU {one.gpu} is 1." if reading.value >= 1.0 else ""
         elif reading.name == GPUS:
             counts[reading.labels.get("seen_by", "")] = reading.value
     return found | _missing(counts)
+
+
+def errors_counted(readings: Iterable[Reading]) -> dict[Counter, float]:
+    """Counter → its value, of those that were read.
+
+    >>> errors_counted([Reading("instep_gpu_ecc_uncorrected_volatile_total", {"gpu": "1"}, 3.0)]).popitem()[1]
+    3.0
+    """
+    found: dict[Counter, float] = {}
+    for reading in readings:
+        if reading.name in (UNCORRECTED, SRAM) and not isnan(reading.value) and is_read(reading.name, reading.labels):
+            kind = f" ({reading.labels['kind']})" if reading.name == SRAM else ""
+            found[Counter(_fault(ECC_UNCORRECTED, reading.labels), f"{reading.name}{kind}")] = reading.value
+    return found
+
+
+def rises(before: Mapping[Counter, float], now: Mapping[Counter, float]) -> dict[Counter, float]:
+    """Counter → how many errors it has counted since it was read before; one that has not counted any is left out.
+
+    One that was not read before has no rise: what it had counted then is of before. A fall is a new beginning, with a
+    driver that was loaded again: the new value is what happened since. A drill counts up from the real value.
+
+    >>> one = Counter(ReadingFault("ecc-uncorrected", "1"), "errors")
+    >>> [rises({one: 3.0}, {one: value}).get(one, 0.0) for value in (3.0, 5.0, 0.0, 1.0)]
+    [0.0, 2.0, 0.0, 1.0]
+    >>> rises({}, {one: 3.0})
+    {}
+    """
+    found: dict[Counter, float] = {}
+    for counter, value in now.items():
+        old = before.get(counter, before.get(_real(counter), value))
+        rise = value if value < old else value - old
+        if rise > 0.0:
+            found[counter] = rise
+    return found
+
+
+def remembered(before: Mapping[Counter, float], now: Mapping[Counter, float]) -> dict[Counter, float]:
+    """What the next reading is held against. A drill's count is over as soon as the real one is read again."""
+    kept = {one: value for one, value in before.items() if not (one.fault.is_drill and _real(one) in now)}
+    return kept | dict(now)
+
+
+def _real(counter: Counter) -> Counter:
+    return replace(counter, fault=replace(counter.fault, is_drill=False))
+
+
+def _fault(fault: str, labels: Mapping[str, str]) -> ReadingFault:
+    return ReadingFault(fault, labels.get("gpu", ""), labels.get("uuid", ""), labels.get("drill") == "true")
 
 
 def _missing(counts: Mapping[str, float]) -> dict[ReadingFault, str]:

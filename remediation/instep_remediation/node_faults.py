@@ -21,7 +21,7 @@ from instep_collector.store.models import Incident
 from instep_diagnosis.bundles import EvidenceBundle
 from instep_diagnosis.detectors.gpu_fault import SYMPTOMS, detect_gpu_faults, is_symptom
 from instep_diagnosis.evidence import NodeFact
-from instep_diagnosis.facts import fault_now, recovery_of
+from instep_diagnosis.facts import fault_now, is_line_of, recovery_of, tells_of_memory
 from instep_diagnosis.gpu_readings import KIND
 from instep_diagnosis.verdict import Kind, Verdict
 from sqlalchemy.orm import Session
@@ -113,6 +113,8 @@ class NodeFaults:
         self._asked: dict[tuple[str, str, bool], tuple[float, NodeFact]] = {}
         """What GPUs ask for now, and since when (0: nothing any more), by node and UUID; what a drill has them ask for
         stands apart."""
+        self._memory: OrderedDict[tuple[str, str, bool], tuple[float, NodeFact]] = OrderedDict()
+        """The driver's last line about an error of a GPU's memory, and when it was told, by the same."""
         self._known: OrderedDict[Key, str] = OrderedDict()
         """Fault → the incident that tells of it, whatever its state."""
         self._on_node: dict[str, dict[Key, None]] = {}
@@ -146,10 +148,12 @@ class NodeFaults:
         now, realtime = self._clock.monotonic(), self._clock.realtime()
         for fact in facts:
             self._keep_asked(fact, realtime - fact.age_seconds)
+            self._keep_memory(fact, realtime - fact.age_seconds)
         for fact in facts:
             if fact.node in self._boots:
                 self._mind_boot(fact.node, now, realtime)
-            fault, happened_at = fault_now(fact, self._told(fact)), realtime - fact.age_seconds
+            happened_at = realtime - fact.age_seconds
+            fault = fault_now(fact, self._told(fact, happened_at))
             self._endings += self._latches.take(fact, fault, at=happened_at)
             if fault is not None and not self._latches.is_history(fact, fault, at=happened_at):
                 self._waiting.extend(Waiting(fact, verdict, run, now) for verdict in detect_gpu_faults([fact]))
@@ -182,8 +186,22 @@ class NodeFaults:
         if len(self._asked) > WAITING_MAX:
             del self._asked[next(iter(self._asked))]
 
-    def _told(self, fact: NodeFact) -> tuple[NodeFact, ...]:
-        """Return a fact, with what its GPU asks for where it does."""
+    def _keep_memory(self, fact: NodeFact, at: float) -> None:
+        if fact.gpu and tells_of_memory(fact):
+            key = (fact.node, fact.gpu, fact.is_drill)
+            self._memory.pop(key, None)
+            self._memory[key] = (at, fact)
+            if len(self._memory) > WAITING_MAX:
+                self._memory.popitem(last=False)
+
+    def _told(self, fact: NodeFact, at: float) -> tuple[NodeFact, ...]:
+        """Return a fact that happened at `at`, with the driver's line about the same errors or what its GPU asks for,
+        where there is such a thing."""
+        line_at, line = self._memory.get((fact.node, fact.gpu, fact.is_drill), (0.0, None))
+        if line is not None:
+            line = replace(line, age_seconds=fact.age_seconds + at - line_at)
+            if is_line_of(line, fact):
+                return (fact, line)
         _, asked = self._asked.get((fact.node, fact.gpu, fact.is_drill), (0.0, None))
         if asked is None or asked.boot_id != fact.boot_id or not recovery_of(asked):
             return (fact,)
@@ -215,7 +233,7 @@ class NodeFaults:
         """Bring one fact into the incident that it belongs to; return whether that is a new one."""
         fact, realtime = waiting.fact, self._clock.realtime()
         happened_at = realtime - fact.age_seconds - (now - waiting.at)
-        told = self._told(fact)
+        told = self._told(fact, happened_at)
         fault = fault_now(fact, told)
         is_over = fault is None or self._latches.is_history(fact, fault, at=happened_at)
         if is_over or not detect_gpu_faults(told):  # Its end, or what made it fatal, was told or taken back meanwhile.

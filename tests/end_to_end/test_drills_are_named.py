@@ -25,7 +25,7 @@ NODE, WAIT_SECONDS = "n1", 60.0
 FAULTS = {
     "thermal": ("--gpu", 1),
     "remap-pending": ("--gpu", 1),
-    "ecc-uncorrected": ("--gpu", 1),
+    "ecc-corrected": ("--gpu", 1),
     "link-down": ("--device", "mlx5_0"),
     "driver-hang": (),
 }
@@ -137,23 +137,31 @@ def test_a_drill_that_lasts_shows_on_its_node_until_it_has_ended(place, fault):
     assert f"DRILL: {words}" not in place.text("/")
 
 
-def test_the_drill_of_a_row_that_could_not_be_remapped_opens_the_incident_of_a_drill(place):
-    drill = place.inject("remap-failed", "--gpu", 0)
-    until(lambda: place.get("/api/v1/incidents")["incidents"], "the incident")
-    (incident,) = place.get("/api/v1/incidents")["incidents"]
+READINGS = {"remap-failed": "Row remap failure", "ecc-uncorrected": "Uncorrected ECC error"}
+
+
+def incidents_open(place) -> list[dict]:
+    return [one for one in place.get("/api/v1/incidents")["incidents"] if one["state"] == "open"]
+
+
+@pytest.mark.parametrize("fault", READINGS)
+def test_the_drill_of_a_reading_that_puts_a_gpu_out_of_use_opens_the_incident_of_a_drill(place, fault):
+    drill = place.inject(fault, "--gpu", 0)
+    until(lambda: incidents_open(place), "the incident")
+    (incident,) = incidents_open(place)
     assert (incident["is_drill"], incident["labels"]["drill"], incident["kind"]) == (True, "true", "gpu-fault")
-    assert incident["summary"].startswith(f"Row remap failure on {NODE} GPU 0 (a drill): ")
+    assert incident["summary"].startswith(f"{READINGS[fault]} on {NODE} GPU 0 (a drill): ")
     drill.terminate()
     assert drill.wait(20) == 0
     place.repaired()
-    until(lambda: [one["state"] for one in place.get("/api/v1/incidents")["incidents"]] == ["resolved"], "its end")
+    until(lambda: incidents_open(place) == [], "its end")
     place.people.told.clear()
 
 
 def test_the_drill_of_a_lost_gpu_is_called_one_from_its_line_to_whoever_is_told(place):
     assert place.inject("xid", "--pci", pci(1), "--code", 79).wait(20) == 0
-    until(lambda: "open" in [one["state"] for one in place.get("/api/v1/incidents")["incidents"]], "the incident")
-    (incident,) = [one for one in place.get("/api/v1/incidents")["incidents"] if one["state"] == "open"]
+    until(lambda: incidents_open(place), "the incident")
+    (incident,) = incidents_open(place)
     assert (incident["is_drill"], incident["labels"]["drill"], incident["kind"]) == (True, "true", "gpu-fault")
     line = next(fact for fact in place.node()["facts"] if fact["kind"] == "kernel_line")
     assert line["is_drill"] and "79" in line["text"]

@@ -1,4 +1,7 @@
-"""What a code's own line adds to its row, as data: recovery actions, NVLink events, register bits, repetitions."""
+"""What a code's own line adds to its row, as data: recovery actions, NVLink events, register bits, repetitions.
+
+And what readings tell without a line.
+"""
 
 from __future__ import annotations
 
@@ -87,6 +90,21 @@ class RegisterBits:
     def mask(self) -> int:
         """The bits as a number."""
         return sum(1 << bit for bit in self.bits)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingRule:
+    """What a reading of a GPU tells by itself."""
+
+    name: str
+    code: int
+    """The Xid whose row says how bad it is; 0 where `line` does."""
+    line: str
+    """Name of such a line without a number; empty where `code` does."""
+    part_of: tuple[int, ...]
+    """Xid codes that tell of the same error: their line says more than the reading."""
+    text: str
+    source: str
 
 
 @cache
@@ -183,6 +201,31 @@ def register_bits() -> tuple[RegisterBits, ...]:
     if len({(row.register, bit) for row in found for bit in row.bits}) != sum(len(row.bits) for row in found):
         raise CatalogueError("Catalogue xid74.toml holds a bit twice: each bit has one row.")
     return found
+
+
+@cache
+def reading_rules() -> dict[str, ReadingRule]:
+    """Name of a fault that readings tell of → what it means.
+
+    >>> reading_rules()["ecc-uncorrected"].code
+    48
+    """
+    data = loading.read("readings.toml")
+    rows = [_checked("readings.toml", entry, ("name", "part_of", "text")) for entry in data["row"]]
+    for row in rows:
+        if ("code" in row) == ("line" in row):
+            raise CatalogueError(f"Row {row['name']} of catalogue readings.toml needs one of code and line.")
+    return {
+        row["name"]: ReadingRule(
+            name=row["name"],
+            code=row.get("code", 0),
+            line=row.get("line", ""),
+            part_of=tuple(row["part_of"]),
+            text=row["text"],
+            source=loading.source_of("readings.toml", row["name"], row, data["sources"]),
+        )
+        for row in rows
+    }
 
 
 def _checked(name: str, entry: dict[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from instep_diagnosis.catalogues.rules import reading_rules
 from instep_diagnosis.evidence import NodeFact
 from instep_diagnosis.facts import fault_label, fault_now, gpu_words, is_drill
-from instep_diagnosis.gpu_readings import KIND
+from instep_diagnosis.gpu_readings import ECC_UNCORRECTED, GPU_MISSING, KIND
 from instep_diagnosis.kernel_faults import FATAL, KernelFault
 from instep_diagnosis.verdict import Cause, Certainty, Evidence, Kind, Owner, Suspect, Verdict
 
-SYMPTOMS = ("recovery-action", "gpu-missing")
+SYMPTOMS = ("recovery-action", "gpu-missing", ECC_UNCORRECTED)
 
 
 def detect_gpu_faults(facts: Sequence[NodeFact]) -> list[Verdict]:
@@ -35,7 +36,7 @@ Key = tuple[str, str, str, str, bool]
 
 def is_symptom(key: Key, of: Key) -> bool:
     """Whether one fault only tells of another one: what the driver asks for, of the fault that has it ask; a GPU that
-    is missing, of one that was lost.
+    is missing, of one that was lost; errors that were counted, of the line about them.
 
     >>> is_symptom(("n", "GPU-1", "recovery-action", "b", False), ("n", "GPU-1", "xid-95", "b", False))
     True
@@ -44,8 +45,10 @@ def is_symptom(key: Key, of: Key) -> bool:
     if (node, drill) != (other_node, other_drill) or boot != other_boot:
         return False
     if name == "recovery-action":
-        return gpu == other_gpu and other not in SYMPTOMS
-    return name == "gpu-missing" and other == "xid-79"
+        return gpu == other_gpu and other not in (name, GPU_MISSING)
+    rule = reading_rules().get(name)
+    codes = {f"xid-{code}" for code in rule.part_of} if rule is not None else set()
+    return gpu in ("", other_gpu) and other in codes
 
 
 def gpu_of(fact: NodeFact, fault: KernelFault) -> str:
