@@ -7,6 +7,7 @@ values, since health hardly ever changes.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +19,7 @@ from instep_diagnosis.gpu_readings import (
     Counter,
     Reading,
     ReadingFault,
+    actions_asked,
     errors_counted,
     faults_told,
     is_read,
@@ -38,6 +40,7 @@ REPEAT_SECONDS = 60.0
 class Columns:
     """Where a dictionary has the readings of health."""
 
+    hash: str
     places: npt.NDArray[np.intp]
     series: tuple[tuple[str, dict[str, str]], ...]
 
@@ -66,6 +69,8 @@ class NodeHealth:
     """Of them, those that the newest values hold with no more."""
     rose_ns: dict[ReadingFault, int] = field(default_factory=dict)
     """When errors were last told."""
+    asked: set[str] = field(default_factory=set)
+    """GPUs (UUID, else index) whose driver asks for something, as it was told or read last."""
     is_quiet: bool = False
     """Errors that were counted wait to be told."""
 
@@ -84,27 +89,16 @@ class GpuHealth:
 
     def events(self, frame: Frame, dictionary: Dictionary | None) -> tuple[Event, ...]:
         """Return what a frame's readings begin to say; nothing for what they said before."""
-        if dictionary is None or not frame.values:
-            return ()
-        columns = self._columns_of(dictionary)
-        if not columns.series:
+        columns = self._columns_of(dictionary) if dictionary is not None and frame.values else None
+        if not frame.events and (columns is None or not columns.series):
             return ()
         node = self._nodes.get(frame.node)
         if node is None or node.boot_id != frame.boot_id:
             if node is None and len(self._nodes) >= NODES_MAX:
                 return ()
             node = self._nodes[frame.node] = NodeHealth(frame.boot_id)
-        if frame.anchor.monotonic_ns < node.newest_ns:  # It comes late: what it says is not so any more.
-            return ()
-        before_ns, node.newest_ns = node.newest_ns, frame.anchor.monotonic_ns
-        values = np.frombuffer(frame.values, dtype="<f8")[columns.places]
-        said = values.tobytes()
-        if not node.is_waiting and (node.dictionary_hash, node.values) == (dictionary.hash, said):
-            return ()
-        node.dictionary_hash, node.values = dictionary.hash, said
-        node.counted_ns |= dict.fromkeys(node.newest, before_ns)
-        readings = [Reading(*series, float(value)) for series, value in zip(columns.series, values, strict=True)]
-        return (*_begun(node, faults_told(readings), frame), *_risen(node, errors_counted(readings), frame))
+        _note_asked(node, frame.events)
+        return () if columns is None else _said(node, frame, columns)
 
     def _columns_of(self, dictionary: Dictionary) -> Columns:
         found = self._columns.get(dictionary.hash)
@@ -112,10 +106,31 @@ class GpuHealth:
             all_series = ((number, name, dict(labels)) for number, (name, labels) in enumerate(dictionary.series))
             named = [(number, (name, labels)) for number, name, labels in all_series if is_read(name, labels)]
             places = np.array([number for number, _ in named[:SERIES_MAX]], np.intp)
-            found = self._columns[dictionary.hash] = Columns(places, tuple(series for _, series in named[:SERIES_MAX]))
+            found = self._columns[dictionary.hash] = Columns(
+                dictionary.hash, places, tuple(series for _, series in named[:SERIES_MAX])
+            )
             if len(self._columns) > DICTIONARIES_MAX:
                 self._columns.popitem(last=False)
         return found
+
+
+def _said(node: NodeHealth, frame: Frame, columns: Columns) -> tuple[Event, ...]:
+    """Return what the readings of a frame begin to say."""
+    if frame.anchor.monotonic_ns < node.newest_ns:  # It comes late: what it says is not so any more.
+        return ()
+    before_ns, node.newest_ns = node.newest_ns, frame.anchor.monotonic_ns
+    values = np.frombuffer(frame.values, dtype="<f8")[columns.places]
+    said = values.tobytes()
+    if not node.is_waiting and (node.dictionary_hash, node.values) == (columns.hash, said):
+        return ()
+    node.dictionary_hash, node.values = columns.hash, said
+    node.counted_ns |= dict.fromkeys(node.newest, before_ns)
+    readings = [Reading(*series, float(value)) for series, value in zip(columns.series, values, strict=True)]
+    return (
+        *_begun(node, faults_told(readings), frame),
+        *_risen(node, errors_counted(readings), frame),
+        *_asked_no_more(node, actions_asked(readings), frame),
+    )
 
 
 def _begun(node: NodeHealth, said: dict[ReadingFault, str], frame: Frame) -> tuple[Event, ...]:
@@ -166,6 +181,39 @@ def _rise(
     words = f"Within {seconds:.0f} s GPU {fault.gpu} counted errors that could not be corrected: {said}."
     fields = {"is_new": "true", "within_seconds": f"{seconds:.0f}"}
     return _event(fault, words, frame, since_ns=now_ns, mark=str(now_ns), fields=fields)
+
+
+def _note_asked(node: NodeHealth, events: Iterable[Event]) -> None:
+    """Remember what drivers ask for, as their agent tells."""
+    for event in events:
+        if event.kind == "gpu_recovery" and not event.is_drill:
+            gpu = event.fields.get("uuid") or event.fields.get("gpu", "")
+            _keep_asked(node, gpu, is_asked=event.fields.get("action") != "0")
+
+
+def _keep_asked(node: NodeHealth, gpu: str, *, is_asked: bool) -> None:
+    if not is_asked:
+        node.asked.discard(gpu)
+    elif len(node.asked) < SERIES_MAX:
+        node.asked.add(gpu)
+
+
+def _asked_no_more(node: NodeHealth, actions: dict[tuple[str, str], int], frame: Frame) -> Iterator[Event]:
+    """Yield that a driver asks for nothing any more where nobody told it: a GPU is reset while its agent is stopped."""
+    now_ns = frame.anchor.monotonic_ns
+    for (gpu, uuid), action in actions.items():
+        is_over = not action and (uuid or gpu) in node.asked
+        _keep_asked(node, uuid or gpu, is_asked=bool(action))
+        if is_over:
+            yield Event(
+                id=":".join((frame.boot_id[:WORD_MAX], "gpu_recovery", (uuid or gpu)[:WORD_MAX], str(now_ns))),
+                kind="gpu_recovery",
+                text=f"GPU {gpu[:WORD_MAX]} asks for nothing any more, as its reading says.",
+                age_seconds=0.0,
+                monotonic_ns=now_ns,
+                realtime_ns=frame.anchor.realtime_ns,
+                fields={"gpu": gpu[:WORD_MAX], "uuid": uuid[:WORD_MAX], "action": "0"},
+            )
 
 
 def _event(fault: ReadingFault, words: str, frame: Frame, *, since_ns: int, mark: str, fields: dict[str, str]) -> Event:

@@ -79,7 +79,8 @@ def _asked(fact: NodeFact) -> KernelFault | None:
     if stated is None or stated.severity is None:
         return None
     line = KernelLine(LineKind.OTHER, pci=fact.fields.get("pci"), text="recovery-action")
-    return KernelFault(line, stated.severity, "unknown", stated.action, stated.text, clears=CLEARED_BY_ACTION["none"])
+    text = f"{stated.text}, since before anybody looked" if is_of_before(fact) else stated.text
+    return KernelFault(line, stated.severity, "unknown", stated.action, text, clears=CLEARED_BY_ACTION["none"])
 
 
 def _read(fault: str) -> KernelFault | None:
@@ -103,6 +104,12 @@ def fault_now(fact: NodeFact, facts: Iterable[NodeFact]) -> KernelFault | None:
         return None
     is_asked = fact.kind == "gpu_recovery"  # It says so itself.
     return fault if fault is None or is_asked else overruled(fault, _recovery(fact, facts))
+
+
+def is_of_before(fact: NodeFact) -> bool:
+    """Whether a fact says what was so before anybody looked: since when is not known, and its time is the latest."""
+    is_reading = fact.kind == KIND and "is_new" not in fact.fields
+    return is_reading or (fact.kind == "gpu_recovery" and "is_standing" in fact.fields)
 
 
 def is_counted(fact: NodeFact) -> bool:
@@ -179,8 +186,8 @@ def _faults(job: JobState, onset_age_seconds: float, window_seconds: float) -> l
         fault = fault_now(fact, job.facts if is_counted(fact) else asked)
         if fault is None or fault.subject == "process" or abs(fact.age_seconds - onset_age_seconds) > window_seconds:
             continue
-        if fact.kind == KIND and "is_new" not in fact.fields:
-            continue  # It was so before anybody looked: that explains nothing that happened now.
+        if is_of_before(fact):
+            continue  # That explains nothing that happened now.
         is_of_device = fault.severity == FATAL and fault.is_of_device
         for state in job.ranks:
             if not is_of_device and names_another(fact, state, job):

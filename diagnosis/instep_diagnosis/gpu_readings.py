@@ -21,6 +21,7 @@ REMAP_HAS_FAILED = "instep_gpu_row_remap_has_failed"
 GPUS = "instep_gpus"
 UNCORRECTED = "instep_gpu_ecc_uncorrected_volatile_total"
 SRAM = "instep_gpu_sram_errors_total"
+RECOVERY = "instep_gpu_recovery_action"
 _SRAM_UNCORRECTED = ("parity", "secded")
 HOLD_SECONDS = {REMAP_FAILED: 0.0, GPU_MISSING: 60.0}
 """So long it must be so before it is told: a driver that starts finds its GPUs one after the other."""
@@ -34,7 +35,7 @@ def is_read(name: str, labels: Mapping[str, str]) -> bool:
     """
     if name == SRAM:
         return labels.get("kind") in _SRAM_UNCORRECTED and labels.get("period") == "volatile"
-    return name in (REMAP_HAS_FAILED, GPUS, UNCORRECTED)
+    return name in (REMAP_HAS_FAILED, GPUS, UNCORRECTED, RECOVERY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,19 @@ def remembered(before: Mapping[Counter, float], now: Mapping[Counter, float]) ->
 
 def _real(counter: Counter) -> Counter:
     return replace(counter, fault=replace(counter.fault, is_drill=False))
+
+
+def actions_asked(readings: Iterable[Reading]) -> dict[tuple[str, str], int]:
+    """Index and UUID of a GPU → the recovery action that its driver asks for, 0 for none; of those that were read.
+
+    >>> actions_asked([Reading("instep_gpu_recovery_action", {"gpu": "1", "uuid": "GPU-b"}, 2.0)])
+    {('1', 'GPU-b'): 2}
+    """
+    return {
+        (reading.labels.get("gpu", ""), reading.labels.get("uuid", "")): int(reading.value)
+        for reading in readings
+        if reading.name == RECOVERY and not isnan(reading.value) and "drill" not in reading.labels
+    }
 
 
 def _fault(fault: str, labels: Mapping[str, str]) -> ReadingFault:

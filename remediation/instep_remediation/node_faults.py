@@ -21,7 +21,7 @@ from instep_collector.store.models import Incident
 from instep_diagnosis.bundles import EvidenceBundle
 from instep_diagnosis.detectors.gpu_fault import SYMPTOMS, detect_gpu_faults, is_symptom
 from instep_diagnosis.evidence import NodeFact
-from instep_diagnosis.facts import fault_now, is_line_of, recovery_of, tells_of_memory
+from instep_diagnosis.facts import fault_now, is_line_of, is_of_before, recovery_of, tells_of_memory
 from instep_diagnosis.gpu_readings import KIND
 from instep_diagnosis.verdict import Kind, Verdict
 from sqlalchemy.orm import Session
@@ -306,7 +306,7 @@ class NodeFaults:
         if known is not None and (not is_mended(known, happened_at) or _is_old_news(known, waiting.fact)):
             return known
         cause = self._cause(session, waiting) if waiting.is_symptom else None
-        if cause is not None or waiting.run is None or _is_of_before(waiting.fact):
+        if cause is not None or waiting.run is None or is_of_before(waiting.fact):
             return cause
         near = queries.stops_near(session, waiting.run.run, happened_at, within=NEAR_SECONDS)
         return next((row for row in near if _tells_of(row, waiting) and not is_mended(row, happened_at)), None)
@@ -340,16 +340,11 @@ def _is_symptom(key: Key, of: Key) -> bool:
     return is_symptom(key, (*of[:3], of[3] or key[3], of[4]))
 
 
-def _is_of_before(fact: NodeFact) -> bool:
-    """Whether a reading was so before anybody looked: no stop of a job is a part of it."""
-    return fact.kind == KIND and "is_new" not in fact.fields
-
-
 def _is_old_news(row: Incident, fact: NodeFact) -> bool:
     """Whether a reading says again, in the same boot, what a person has called mended: to a server that starts again
     each reading is new."""
     is_same_boot = (row.verdict or {}).get("boot_id") == fact.boot_id
-    return is_same_boot and _is_of_before(fact)
+    return is_same_boot and fact.kind == KIND and is_of_before(fact)
 
 
 def _tells_of(row: Incident, waiting: Waiting) -> bool:

@@ -18,6 +18,7 @@ from tests.remediation.test_late_faults import XID_64, XID_95, of_boot
 
 FAILED, PENDING = "instep_gpu_row_remap_has_failed", "instep_gpu_row_remap_is_pending"
 CORRECTED = "instep_gpu_ecc_corrected_volatile_total"
+ASKED = "instep_gpu_recovery_action"
 DRILL = ("drill", "true")
 
 
@@ -202,6 +203,50 @@ def test_what_the_driver_asks_for_opens_an_incident_that_ends_when_it_asks_for_n
             await node.says({}, asks(node, 0, 2), seconds=3)
             (over,) = await of_all(bench)
             assert (over["state"], "which ends what the driver asked for" in over["resolution"]) == ("resolved", True)
+
+    play(story)
+
+
+@pytest.mark.parametrize("is_standing", [True, False])
+def test_what_was_asked_for_before_the_agent_began_says_so_and_explains_no_crash(tmp_path, is_standing):
+    async def story():
+        async with server(tmp_path) as bench:
+            node = Node(bench)
+            await begin(bench, node.job)
+            asked = asks(node, 2, 1)
+            if is_standing:
+                asked = replace(asked, fields=asked.fields | {"is_standing": "true"})
+            await bench.report(node.job.exited(2))
+            await node.says({}, asked, seconds=15)
+            found = {row["kind"]: row for row in await bench.incidents("open")}
+            assert sorted(found) == (["crash", "gpu-fault"] if is_standing else ["crash"])
+            verdict = (await bench.get(f"/api/v1/incidents/{found['crash']['id']}"))["verdict"]
+            assert verdict["is_node_at_fault"] is not is_standing
+            if is_standing:
+                assert "a reboot of the node, since before anybody looked; action" in found["gpu-fault"]["summary"]
+
+    play(story)
+
+
+@pytest.mark.parametrize("read", [0.0, 2.0, math.nan])
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_reading_ends_what_was_asked_for_where_no_agent_was_there_to_tell(tmp_path, read, is_told):
+    async def story():
+        async with server(tmp_path) as bench:
+            node = Node(bench)
+            await node.says({gpu(ASKED): 0.0}, seconds=3)
+            await node.says({gpu(ASKED): 2.0}, asks(node, 2, 1), seconds=12)
+            assert [row["state"] for row in await of_all(bench)] == ["open"]
+            await bench.tick(300.0)
+            node.up += 300.0
+            await node.says({gpu(ASKED): read}, *((asks(node, int(read), 2),) if is_told and read == read else ()))
+            await node.says({gpu(ASKED): read}, seconds=10)
+            (incident,) = await of_all(bench)
+            assert incident["state"] == ("resolved" if read == 0.0 else "open")
+            ends = [
+                one["text"] for one in (await bench.get("/api/v1/nodes/node-b"))["facts"] if "nothing" in one["text"]
+            ]
+            assert len(ends) == (read == 0.0 and not is_told)
 
     play(story)
 

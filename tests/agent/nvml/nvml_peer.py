@@ -97,6 +97,7 @@ class _Worker:
         """Begin anew, as a fresh process would."""
         from instep_agent.gpu import nvml
         from instep_agent.sources import gpu_sources
+        from instep_agent.sources.gpu_recovery import GpuRecovery
 
         if self.driver is not None:
             self.driver.close()
@@ -104,6 +105,7 @@ class _Worker:
         nvml.announce_encoded = lambda call: self.calls.append(call.decode())
         self.driver = nvml.Driver()
         self.sources = {source.name: source for source in gpu_sources(self.driver)}
+        self.sources["gpu_recovery"] = GpuRecovery(self.driver, monotonic_ns=lambda: self.now_ns)
         return {}
 
     def collect(self, source: str, later_seconds: float = 0.0) -> dict:

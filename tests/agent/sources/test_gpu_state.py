@@ -315,6 +315,23 @@ def test_a_change_of_the_recovery_action_is_told_once(peer, scenario):
     assert over["fields"]["action"] == "0"
 
 
+def test_an_action_that_stood_at_the_first_look_is_told_as_standing_and_its_end_as_a_change(peer, scenario):
+    scenario.add(f"5.field.{field('GET_GPU_RECOVERY_ACTION')} u:2")
+    (fact,) = peer.collect("gpu_recovery")["facts"]
+    assert fact["fields"] == {"gpu": "5", "uuid": uuid(5), "pci": pci(5), "action": "2", "is_standing": "true"}
+    assert fact["text"] == f"GPU 5 ({pci(5)}) asks for recovery action 2, and did so already at the agent's first look."
+    for action in (0, 2):
+        scenario.add(f"5.field.{field('GET_GPU_RECOVERY_ACTION')} u:{action}")
+        (change,) = peer.collect("gpu_recovery")["facts"]
+        assert (change["fields"]["action"], "is_standing" in change["fields"]) == (str(action), False)
+
+
+def test_an_action_that_a_new_process_of_an_old_agent_finds_is_told_as_a_change(peer, scenario):
+    scenario.add(f"5.field.{field('GET_GPU_RECOVERY_ACTION')} u:1")
+    (fact,) = peer.collect("gpu_recovery", later_seconds=60)["facts"]
+    assert (fact["fields"]["action"], "is_standing" in fact["fields"]) == ("1", False)
+
+
 def test_an_older_driver_has_no_recovery_action(peer, scenario):
     scenario.add(f"*.field.{field('GET_GPU_RECOVERY_ACTION')} !3")
     answer = peer.collect("gpu_recovery")
