@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 
 FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -10,16 +11,27 @@ ENTRIES_MAX = 4096
 """Of one folder; what is beyond is not looked at."""
 
 
+_NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""Nothing of that name, a file, or a link."""
+
+
 class Folder:
-    """A folder beneath another one, opened without following a link; an unreadable one is as if empty (-1)."""
+    """A folder beneath another one, opened without following a link: a descriptor, or -1 for one that is not open.
+
+    Then `problem` tells whether there is none (empty) or it could not be looked into (why). What is beneath a folder
+    that is not open has no problem of its own.
+    """
 
     def __init__(self, name: str, dir_fd: int) -> None:
         self._name, self._dir_fd, self._descriptor = name, dir_fd, -1
+        self.problem = ""
 
     def __enter__(self) -> int:
         if self._dir_fd >= 0:
-            with contextlib.suppress(OSError):
+            try:
                 self._descriptor = os.open(self._name, FOLDER_FLAGS, dir_fd=self._dir_fd)
+            except OSError as error:
+                self.problem = "" if error.errno in _NO_FOLDER else os.strerror(error.errno or errno.EIO).lower()
         return self._descriptor
 
     def __exit__(self, *_: object) -> None:
@@ -28,7 +40,7 @@ class Folder:
 
 
 def names(folder: int, limit: int) -> list[str]:
-    """Give the names in an open folder, no more than `limit`."""
+    """Give the names in an open folder, no more than `limit`; none in one that is not open."""
     if folder < 0:
         return []
     with os.scandir(folder) as entries:
