@@ -6,7 +6,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from instep_agent.benchmarks import stand_ins
 from instep_agent.benchmarks.ports import free_port, scrape
 from instep_agent.benchmarks.receiver import Receiver
+from instep_agent.benchmarks.scratch import scratch_folder
 from instep_agent.benchmarks.sink import Sink
 from instep_agent.errors import ConfigurationInvalid
 
@@ -43,10 +43,10 @@ class SimulatedNode:
         self._new_receiver, self._settings = receiver, settings
 
     def __enter__(self) -> SimulatedNode:
-        self.folder = Path(self._parts.enter_context(tempfile.TemporaryDirectory(prefix="instep-bench-")))
-        records = self._parts.enter_context(tempfile.TemporaryDirectory(prefix="instep-bench-", dir="/dev/shm"))
+        self.folder = self._parts.enter_context(scratch_folder())
+        records = self._parts.enter_context(scratch_folder("/dev/shm"))
         try:
-            self._build(Path(records))
+            self._build(records)
         except BaseException:  # also an interrupt: what was started must not be left running
             self._parts.close()
             raise

@@ -6,11 +6,11 @@ import argparse
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from instep_agent.benchmarks.scratch import scratch_folder
 from instep_agent.rank_record.identity import RankIdentity
 from instep_agent.rank_record.layout import CompletedSource, Op, Phase
 from instep_agent.rank_record.reader import RecordReader
@@ -33,8 +33,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--root", type=Path, default=Path("/dev/shm"), help="a tmpfs to write in (default /dev/shm)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(dir=options.root, prefix="instep-bench-") as folder:
-        results = measure(Path(folder), repeats=max(2, options.repeats))
+    with scratch_folder(options.root) as folder:
+        results = measure(folder, repeats=max(2, options.repeats))
     sys.stdout.write(json.dumps(results, indent=2) + "\n" if options.json else _table(results))
     return 0 if is_within_budget(results) else 1
 

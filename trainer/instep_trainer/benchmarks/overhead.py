@@ -6,16 +6,15 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from instep_agent.benchmarks.scratch import scratch_folder
 from instep_agent.rank_record import Op, Phase, RankIdentity, RankRecordError, RankRecordWriter, RecordReader
 from instep_agent.rank_record.decode import sequence_of
 from instep_agent.rank_record.layout import Region
@@ -57,8 +56,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def measure_update_ns() -> dict[str, float]:
     """Median cost of one heartbeat, one write of a collective, and one step's row, in nanoseconds."""
-    folder = tempfile.mkdtemp(prefix="instep-", dir="/dev/shm")
-    try:
+    with scratch_folder("/dev/shm") as folder:
         identity = RankIdentity(job="bench", run="bench", attempt=0, rank=0, local_rank=0, world_size=1, node="bench")
         writer = RankRecordWriter.create(folder, identity)
         group = writer.declare_group(range(RANKS), "default_pg", 0)
@@ -75,8 +73,6 @@ def measure_update_ns() -> dict[str, float]:
         }
         writer.close()
         return costs
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _median_ns(call: Callable[[int], object], repeats: int = 30, calls: int = 500) -> float:
@@ -91,8 +87,7 @@ def _median_ns(call: Callable[[int], object], repeats: int = 30, calls: int = 50
 
 def _run(steps: int, observe: str) -> tuple[float, Watched | None]:
     """Median step time by the trainer's own log of losses; with records, what was written per step too."""
-    root, out = Path(tempfile.mkdtemp(prefix="instep-", dir="/dev/shm")), Path(tempfile.mkdtemp(prefix="instep-bench-"))
-    try:
+    with scratch_folder("/dev/shm") as root, scratch_folder() as out:
         done = subprocess.Popen(
             [
                 sys.executable,
@@ -136,9 +131,6 @@ def _run(steps: int, observe: str) -> tuple[float, Watched | None]:
         ]
         step_seconds = sum(gaps) / len(gaps)
         return step_seconds, _writes(root / "bench" / "bench" / "0", steps, step_seconds) if observe == "on" else None
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
-        shutil.rmtree(out, ignore_errors=True)
 
 
 def _follow(losses: Path, process: subprocess.Popen[bytes]) -> list[float]:
