@@ -34,7 +34,7 @@ from instep_agent.uplink.sender import UPLINK_METRICS, Uplink
 from instep_agent.uplink.spool import Spool
 from instep_agent.wire import Frame
 
-WATCHDOG_SECONDS = 1.0
+WATCHDOG_SECONDS = 2.0
 """Between two looks whether a source in the agent's own thread is overdue."""
 
 FINE, USED_WRONGLY, COULD_NOT_LOOK = 0, 2, 3

@@ -11,6 +11,7 @@ import pytest
 from fake_accelerator import FakeAccelerator
 from hypothesis import given
 from hypothesis import strategies as st
+from instep_agent.columns import Column, column_of
 from instep_agent.exposition.page import Page
 from instep_agent.exposition.server import Exposition
 from instep_agent.metric import counter, gauge
@@ -37,8 +38,12 @@ def sample(name, value=1.0, **labels):
     return Sample(name=name, labels=tuple(labels.items()), value=value)
 
 
+def seen(*samples, **parts):
+    return Snapshot(columns=(column_of(samples),), **parts)
+
+
 def lines(page, *samples, **parts):
-    text = page.render(Snapshot(samples=samples, **parts)).decode()
+    text = page.render(seen(*samples, **parts)).decode()
     return [line for line in text.splitlines() if not line.startswith(("instep_agent_page", "#"))]
 
 
@@ -51,7 +56,7 @@ def parsed(text):
 
 
 def test_every_family_has_its_help_and_type():
-    text = Page([ERRORS]).render(Snapshot(samples=(sample(ERRORS.name, 3.0, port="1"),))).decode()
+    text = Page([ERRORS]).render(seen(sample(ERRORS.name, 3.0, port="1"))).decode()
     assert '# HELP instep_x_errors_total Errors \\\\ of a "thing".\n' in text
     assert "# TYPE instep_x_errors_total counter\n" in text
     assert 'instep_x_errors_total{port="1"} 3.0\n' in text
@@ -65,6 +70,23 @@ def test_what_is_for_frames_only_or_no_reading_is_not_shown():
 def test_all_that_frames_have_is_shown_when_asked_for():
     page = Page([HIDDEN, ERRORS], is_full=True)
     assert lines(page, sample(HIDDEN.name)) == ["instep_x_hidden_bytes 1.0"]
+
+
+def test_a_page_follows_what_sources_say_since_the_last_one():
+    page, heat = Page([ERRORS, TEMPERATURE]), sample(TEMPERATURE.name, 42.0, gpu="0")
+    first = seen(sample(ERRORS.name, 3.0, port="1"), sample(TEMPERATURE.name, 41.0, gpu="0"))
+    again = Snapshot(columns=(Column(first.columns[0].series, [4.0, float("nan")]),))
+    more = seen(heat, sample(ERRORS.name, 5.0, port="1"), sample(ERRORS.name, 6.0, port="2"))
+    pages = (
+        (first, {"1": 3.0, "": 41.0}),
+        (again, {"1": 4.0}),
+        (first, {"1": 3.0, "": 41.0}),
+        (more, {"1": 5.0, "2": 6.0, "": 42.0}),
+    )
+    for snapshot, expected in pages:
+        shown = parsed(page.render(snapshot).decode())
+        own = {dict(labels).get("port", ""): value for (name, labels), value in shown.items() if name[:8] == "instep_x"}
+        assert own == expected
 
 
 def test_of_some_metrics_only_the_series_that_people_act_on_are_shown():
@@ -103,7 +125,7 @@ def test_second_names_can_be_left_out():
 def test_too_many_series_are_left_out_from_the_end_and_counted():
     page = Page([ERRORS, TEMPERATURE], series_max=7)
     many = [each for n in "0123" for each in (sample(TEMPERATURE.name, gpu=n), sample(ERRORS.name, port=n))]
-    text = page.render(Snapshot(samples=tuple(many))).decode()
+    text = page.render(seen(*many)).decode()
     assert text.count("instep_x_errors_total{") == 4, "stated first"
     assert text.count("instep_x_celsius{") == 1, "after the page's own series"
     assert "DCGM" not in text
@@ -133,7 +155,7 @@ def test_a_loop_that_is_held_up_shows():
 @given(st.dictionaries(st.text(max_size=20), st.floats(allow_nan=False), max_size=20))
 def test_whatever_a_label_holds_the_page_reads_back(found):
     samples = tuple(sample(ERRORS.name, value, port=port) for port, value in found.items())
-    shown = parsed(Page([ERRORS]).render(Snapshot(samples=samples)).decode())
+    shown = parsed(Page([ERRORS]).render(seen(*samples)).decode())
     assert {key[1][0][1]: value for key, value in shown.items() if key[0] == ERRORS.name} == found
 
 
@@ -186,7 +208,7 @@ def test_promtool_has_nothing_to_say_about_any_metric():
     samples = tuple(sample(name, 1.0) for name in everything)
     checked = subprocess.run(
         [program, "check", "metrics"],
-        input=page.render(Snapshot(samples=samples)),
+        input=page.render(seen(*samples)),
         capture_output=True,
         timeout=60,
     )

@@ -213,6 +213,18 @@ def test_a_driver_that_crashes_is_the_same_finding_with_its_signal(agent, tmp_pa
     assert it.events()[1] == ("source_recovered", "fake_state")
 
 
+def test_sources_of_one_child_are_asked_together_and_answer_one_after_the_other(agent, tmp_path):
+    sources = [FakeAccelerator(tmp_path / name, name) for name in ("fake_state", "fake_health")]
+    it = agent(*sources)
+    it.after(0)
+    it.turns("fake_health", 1)
+    it.after(1)
+    assert list(it.runner.children._children["fake"].asked) == ["fake_state", "fake_health"]
+    it.turns("fake_health", 2)
+    assert it.state("fake_state").turns_total == 2
+    assert sources[0].pid() == sources[1].pid()
+
+
 def test_sources_of_one_child_go_on_while_one_of_them_is_held_back(agent, tmp_path, caplog):
     bad = FakeAccelerator(tmp_path / "fake", "bad")
     good = FakeAccelerator(tmp_path / "fake", "good")

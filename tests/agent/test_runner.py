@@ -74,6 +74,22 @@ def test_asks_each_source_at_its_own_interval(tmp_path):
     assert (fast.asked, slow.asked) == (8, 2)
 
 
+def test_what_was_late_is_due_together_with_the_others_again(tmp_path):
+    sources = [Scripted("fast", 0.5), Scripted("even", 1.0), Scripted("slow", 10.0)]
+    agent = Agent(tmp_path, *sources)
+    agent.clock.seconds = 100.0
+    agent.runner.run_due()
+    for seconds in (0.3, 0.27, 0.5):  # at 0.57 the fast one is late, at 1.07 the even one is too
+        agent.after(seconds)
+    assert {state.name: round(state.next_due_seconds, 6) for state in agent.runner.states} == {
+        "fast": 101.5,
+        "even": 102.0,
+        "slow": 110.0,
+    }
+    agent.after(17.93)  # nobody was asked for long: the slow one waits half its interval at least
+    assert agent.runner.states[2].next_due_seconds == pytest.approx(130.0)
+
+
 def test_a_source_that_will_have_nothing_new_is_left_alone_so_long(tmp_path):
     source = Scripted("calm", 0.5)
     agent = Agent(tmp_path, source)

@@ -91,9 +91,10 @@ class _Child:
     rest: bytearray = field(default_factory=bytearray)
     series: dict[str, tuple[Series, ...]] = field(default_factory=dict)
     """What its process has said last, by source: it says series again only when they are others."""
-    asked: str = ""
+    asked: deque[str] = field(default_factory=deque)
+    """What it was asked for and has not answered, in that order: it has all names at once."""
     deadline_seconds: float = 0.0
-    """When the turn that runs must be over, on the agent's clock."""
+    """When the first of these turns must be over, on the agent's clock."""
     is_new: bool = False
     pending: deque[str] = field(default_factory=deque)
     next_seconds: dict[str, float] = field(default_factory=dict)
@@ -153,7 +154,7 @@ class Children:
         self._polled: tuple[int, ...] = ()
         self._poller = select.poll()
         self._said: set[int] | None = None
-        """Who had something to say when `wait` came back; None when nobody waited, and all are to be asked."""
+        """Who had something to say when `wait` came back; None when nobody listened, and all are to be asked."""
         if self._children:
             self._start_keeper()
 
@@ -190,27 +191,31 @@ class Children:
         """
         child = self._of_source[source]
         child.next_seconds[source] = next_seconds
-        if source != child.asked and source not in child.pending:
+        if source not in child.asked and source not in child.pending:
             child.pending.append(source)
         self._go_on(child, now_seconds)
 
-    def wait(self, timeout_seconds: float, also: Sequence[int] = ()) -> set[int]:
-        """Wait until a child says something, or one of these descriptors does; give those that did."""
-        wanted = (*(one.fileno() for one in self._sockets()), *also)
+    def wait(self, timeout_seconds: float, also: Sequence[int] = (), *, only: bool = False) -> set[int]:
+        """Wait until a child says something, or one of these descriptors does; give those that did.
+
+        `only` these: what children say is left for `poll`.
+        """
+        wanted = tuple(also) if only else (*(one.fileno() for one in self._sockets()), *also)
         if wanted != self._polled:
             self._poller = select.poll()
             for descriptor in wanted:
                 self._poller.register(descriptor, select.POLLIN)
             self._polled = wanted
-        self._said = {descriptor for descriptor, _ in self._poller.poll(max(0.0, timeout_seconds) * 1000)}
-        return self._said
+        said = {descriptor for descriptor, _ in self._poller.poll(max(0.0, timeout_seconds) * 1000)}
+        self._said = None if only else said
+        return said
 
     def poll(self, now_seconds: float) -> list[Report]:
         """Give what came since the last time, and what is overdue; go on with what waits."""
         said, self._said = self._said, None
         for child in self._children.values():
             if child.data is not None and (said is None or child.data.fileno() in said):
-                self._receive(child)
+                self._receive(child, now_seconds)
         if self._control is not None and (said is None or self._control.fileno() in said):
             self._hear_keeper(now_seconds)
         self._reap_orphans()
@@ -273,21 +278,24 @@ class Children:
                 os.waitpid(self._keeper_pid, 0)
 
     def _go_on(self, child: _Child, now_seconds: float) -> None:
-        """Ask the next source that may be asked now, in a new process if need be."""
-        if child.asked:
-            return
+        """Ask the sources that may be asked now, in a new process if need be."""
         ready = [name for name in child.pending if self._held_until_seconds.get(name, 0.0) <= now_seconds]
         if not ready or (not child.is_running and not self._start(child, now_seconds)):
             return
-        name = min(ready, key=lambda one: self._backoff_seconds.get(one, 0.0))  # the one that lost a child goes last
         assert child.data is not None
-        child.pending.remove(name)
-        child.asked = name
-        grace_seconds = START_GRACE_SECONDS if child.is_new else 0.0
-        child.asked_at_seconds = now_seconds
-        child.deadline_seconds = now_seconds + child.sources[name].deadline_seconds + grace_seconds
+        ready.sort(key=lambda one: self._backoff_seconds.get(one, 0.0))  # the one that lost a child goes last
+        child.pending = deque(name for name in child.pending if name not in ready)
+        if not child.asked:
+            child.asked_at_seconds = now_seconds
+            child.deadline_seconds = self._deadline_seconds(child, ready[0], now_seconds)
+        child.asked += ready
+        free_seconds = child.free_seconds(now_seconds)
         with contextlib.suppress(OSError):  # it has just ended: the keeper is about to say so
-            child.data.send(b"%s %.3f\n" % (name.encode(), child.free_seconds(now_seconds)))
+            child.data.send(b"".join(b"%s %.3f\n" % (name.encode(), free_seconds) for name in ready))
+
+    def _deadline_seconds(self, child: _Child, source: str, now_seconds: float) -> float:
+        grace_seconds = START_GRACE_SECONDS if child.is_new else 0.0
+        return now_seconds + child.sources[source].deadline_seconds + grace_seconds
 
     def _start(self, child: _Child, now_seconds: float) -> bool:
         if child.not_before_seconds > now_seconds:
@@ -343,7 +351,7 @@ class Children:
         child.pending.clear()
         self._ready.append(Blocked(child.name, tuple(child.sources), detail, is_unkillable))
 
-    def _receive(self, child: _Child) -> None:
+    def _receive(self, child: _Child, now_seconds: float) -> None:
         while child.data is not None:
             try:
                 received = child.data.recv(_RECEIVE_BYTES)
@@ -357,9 +365,9 @@ class Children:
             child.rest += received
             if len(received) < _RECEIVE_BYTES:  # that was all; what came since is heard of by the next wait
                 break
-        self._take_turns(child)
+        self._take_turns(child, now_seconds)
 
-    def _take_turns(self, child: _Child) -> None:
+    def _take_turns(self, child: _Child, now_seconds: float) -> None:
         while len(child.rest) >= 4:
             size_bytes = int.from_bytes(child.rest[:4], "little")
             if len(child.rest) < 4 + size_bytes:
@@ -368,7 +376,8 @@ class Children:
                 turn = process.turns.decode(memoryview(child.rest)[4 : 4 + size_bytes])
                 turn = unpacked(turn, child.series.get(turn.source, ()))
             except (msgspec.DecodeError, ValueError) as error:
-                turn = Turn(source=child.asked, outcome="failed", detail=f"An answer of child {child.name}: {error}.")
+                asked = next(iter(child.asked), "")
+                turn = Turn(source=asked, outcome="failed", detail=f"An answer of child {child.name}: {error}.")
             del child.rest[: 4 + size_bytes]
             if turn.source in child.sources:
                 if turn.series is not None and turn.series is not child.series.get(turn.source):
@@ -378,8 +387,11 @@ class Children:
                     turn = msgspec.structs.replace(turn, series=series)
                     child.series[turn.source] = child.known_series[turn.source] = series
                 self._ready.append(turn)
-            if not turn.is_push and turn.source == child.asked:
-                child.asked, child.is_new = "", False
+            if not turn.is_push and child.asked and turn.source == child.asked[0]:
+                child.asked.popleft()
+                child.is_new = False
+                if child.asked:
+                    child.deadline_seconds = self._deadline_seconds(child, child.asked[0], now_seconds)
                 if turn.rest_seconds:
                     child.next_seconds[turn.source] = child.asked_at_seconds + turn.rest_seconds
                 self._backoff_seconds.pop(turn.source, None)
@@ -417,7 +429,7 @@ class Children:
             child.killed.discard(report.pid)
             child.resting.discard(report.pid)
             if child.pid == report.pid and child.is_running:
-                self._receive(child)
+                self._receive(child, now_seconds)
                 ending = signal.Signals(report.signal).name if report.signal else f"exit {report.code}"
                 self._lose(child, ending, now_seconds)
 
@@ -442,8 +454,8 @@ class Children:
 
     def _lose(self, child: _Child, ending: str, now_seconds: float) -> None:
         running, call, call_seconds = child.progress.read()
-        waiting = [child.asked, *child.pending] if child.asked else list(child.pending)
-        source = running if running in child.sources else child.asked
+        waiting = [*child.asked, *child.pending]
+        source = running if running in child.sources else next(iter(child.asked), "")
         pid = child.pid
         self._drop_process(child)
         if ending == "deadline" and pid:
@@ -468,6 +480,7 @@ class Children:
     def _drop_process(self, child: _Child) -> None:
         if child.data is not None:
             child.data.close()
-        child.data, child.pid, child.is_ended, child.asked = None, 0, False, ""
+        child.data, child.pid, child.is_ended = None, 0, False
+        child.asked.clear()
         child.rest.clear()
         child.series.clear()

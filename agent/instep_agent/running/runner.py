@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -33,6 +34,8 @@ FACT_WAIT_SECONDS = 0.05
 QUIET_FRAME_SECONDS = 1.0
 """A frame is made this often although there is nothing to say: the server knows by it that the node is there."""
 STOP_CHECK_SECONDS = 1.0
+LEAD_SECONDS = 0.1
+"""Children are asked so long before a tick. Their answers are taken with it: one waking less for each."""
 VALUES_EARLY_SECONDS = 0.1
 """A tick so little before its time sends the values too: ticks come late, and one in two would be passed over."""
 
@@ -50,12 +53,17 @@ log = logging.getLogger("instep.agent")
 class Snapshot:
     """What the agent knows now, for whoever shows it."""
 
-    samples: tuple[Sample, ...] = ()
+    columns: tuple[Column, ...] = ()
     ranks: tuple[RankReport, ...] = ()
     gpus: tuple[GpuReport, ...] = ()
     facts: tuple[Fact, ...] = ()
     made_at_seconds: float = 0.0
     """On the runner's clock."""
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The columns' samples, one by one."""
+        return tuple(sample for column in self.columns for sample in column.samples())
 
 
 class Runner:
@@ -90,6 +98,7 @@ class Runner:
         self._builder = FrameBuilder(node, cluster=cluster)
         self._values_interval_seconds = values_interval_seconds - VALUES_EARLY_SECONDS
         self._next_frame_seconds = self._next_values_seconds = self._quiet_until_seconds = 0.0
+        self._began_seconds = 0.0
         self._tick = Tick()
         self._sending = threading.Lock()
         self._running: tuple[SourceState, float] | None = None
@@ -99,6 +108,8 @@ class Runner:
         self._waking = [state for state in self.states if hasattr(state.source, "wake_descriptor")]
         self._urgent = [state for state in self.states if state.source.interval_seconds <= URGENT_SECONDS]
         self.children = Children(node, sources)
+        for state in self.states:
+            state.lead_seconds = LEAD_SECONDS if self.children.has(state.name) else 0.0
         self._facts: tuple[Fact, ...] = ()
         self._made_at_seconds = 0.0
         self._about_series: tuple[Series, ...] = ()
@@ -117,6 +128,7 @@ class Runner:
     def wait(self, timeout_seconds: float) -> None:
         """Wait until a child has news, or a source's own descriptor; no longer than that.
 
+        Children are not listened to shortly before something is due: they are heard then.
         A source that is due within its interval is not listened to: one whose descriptor is always ready, as that of a
         file is, then costs no more than one without.
         """
@@ -126,7 +138,8 @@ class Runner:
             if state.next_due_seconds > state.asked_at_seconds + state.source.interval_seconds:
                 listened[wake_descriptor(state.source)] = state
         listened.pop(-1, None)
-        for descriptor in self.children.wait(timeout_seconds, tuple(listened)) & listened.keys():
+        is_brief = timeout_seconds <= LEAD_SECONDS
+        for descriptor in self.children.wait(timeout_seconds, tuple(listened), only=is_brief) & listened.keys():
             woken = listened[descriptor]
             if woken is None:
                 os.read(self._woken, 4096)
@@ -154,6 +167,7 @@ class Runner:
         A fact is a cause at once; everything else waits for the next tick.
         """
         now_seconds = self._clock_seconds()
+        self._began_seconds = self._began_seconds or now_seconds
         self._hear(self.children.poll(now_seconds))
         for state in self.states:
             if state.is_due(self._clock_seconds()) and self._ask(state):
@@ -164,12 +178,31 @@ class Runner:
                     self._send_frame(is_tick=False)
         is_tick = self._frame_due_seconds() <= now_seconds + early_seconds(self._interval_seconds)
         if is_tick:
-            self._next_frame_seconds = now_seconds + self._interval_seconds
-            self._quiet_until_seconds = now_seconds + QUIET_FRAME_SECONDS
+            self._next_frame_seconds = self._turn_after(now_seconds, self._interval_seconds)
+            self._quiet_until_seconds = max(
+                self._next_frame_seconds, self._turn_after(now_seconds, QUIET_FRAME_SECONDS)
+            )
         if is_tick or self._tick.facts:
             self._send_frame(is_tick=is_tick)
         due_seconds = min(self.children.due_seconds(), *(one.next_due_seconds for one in self.states))
         return max(0.0, min(self._frame_due_seconds(), due_seconds) - self._clock_seconds())
+
+    def _turn_after(self, now_seconds: float, interval_seconds: float, lead_seconds: float = 0.0) -> float:
+        """Give the moment of the next turn after one that is taken now.
+
+        One that comes late moves no later one; the next is half an interval away at least.
+        """
+        return self._turn_from(now_seconds + 0.5 * interval_seconds, interval_seconds, lead_seconds)
+
+    def _turn_from(self, moment_seconds: float, interval_seconds: float, lead_seconds: float = 0.0) -> float:
+        """Give the first turn that is no earlier than a moment.
+
+        Turns of one interval are at its multiples since the start, so that what is due at all is due together.
+        """
+        if interval_seconds <= 0.0:
+            return moment_seconds
+        since_seconds = moment_seconds - self._began_seconds + lead_seconds - early_seconds(interval_seconds)
+        return self._began_seconds + math.ceil(since_seconds / interval_seconds) * interval_seconds - lead_seconds
 
     def _frame_due_seconds(self) -> float:
         """Give when the next frame is made; one with nothing in it but that the node is there is made more rarely."""
@@ -182,7 +215,7 @@ class Runner:
     def snapshot(self) -> Snapshot:
         """What the agent knows now. Made when somebody looks, in whatever thread: most frames nobody looks at."""
         return Snapshot(
-            samples=tuple(sample for column in self._columns(self.states) for sample in column.samples()),
+            columns=tuple(self._columns(self.states)),
             ranks=tuple(report for state in self.states for report in state.ranks),
             gpus=merged_gpus(self.states),
             facts=self._facts,
@@ -223,15 +256,16 @@ class Runner:
         """Ask in the loop's own thread, or hand over to a child; give whether the loop itself was held up."""
         now_seconds = self._clock_seconds()
         state.asked_at_seconds = now_seconds
-        state.next_due_seconds = now_seconds + state.source.interval_seconds
+        interval_seconds = state.source.interval_seconds
+        state.next_due_seconds = self._turn_after(now_seconds, interval_seconds, state.lead_seconds)
         if self.children.has(state.name):
-            self.children.ask(state.name, now_seconds, state.next_due_seconds - state.early_seconds)
+            self.children.ask(state.name, now_seconds, state.next_due_seconds + state.early_seconds)
             return False
         self._running = state, now_seconds
         turn = take_turn(state.source, self._node)
         self._running = None
         if wake_descriptor(state.source) >= 0:
-            state.next_due_seconds = now_seconds + max(WOKEN_SECONDS, state.source.interval_seconds)
+            state.next_due_seconds = self._turn_after(now_seconds, max(WOKEN_SECONDS, interval_seconds))
         self._drill()  # after the reading: what it shows of a drill that has just begun is marked
         self._take(state, turn)
         return True
@@ -265,9 +299,13 @@ class Runner:
         if turn.gpus or (state.name == "gpu_inventory" and turn.outcome == "ok"):
             self._tick.gpus = merged_gpus(self.states)
         if turn.rest_seconds:
-            state.next_due_seconds = max(state.next_due_seconds, state.asked_at_seconds + turn.rest_seconds)
+            rested_seconds = state.asked_at_seconds + turn.rest_seconds
+            rested_seconds = self._turn_from(rested_seconds, state.source.interval_seconds, state.lead_seconds)
+            state.next_due_seconds = max(state.next_due_seconds, rested_seconds)
         if turn.outcome == "absent":
-            state.next_due_seconds = max(state.next_due_seconds, self._clock_seconds() + ABSENT_RETRY_SECONDS)
+            retry_seconds = max(ABSENT_RETRY_SECONDS, state.source.interval_seconds)
+            retry_seconds = self._turn_after(state.asked_at_seconds, retry_seconds, state.lead_seconds)
+            state.next_due_seconds = max(state.next_due_seconds, retry_seconds)
         self._blocked.discard(getattr(state.source, "child", ""))
         self._judge(state)
         self._add_facts(turn.facts)
@@ -353,10 +391,9 @@ class Runner:
             self._facts = (*self._facts, *facts)[-FACTS_PER_FRAME_MAX:]
 
     def _columns(self, states: Iterable[SourceState]) -> Iterator[Column]:
-        """Yield what these sources said last, and what the agent says of itself."""
+        """Yield what these sources said last, how they are doing, and what the agent says of itself."""
         for state in states:
             yield state.column
-        for state in self.states:
             yield state.about()
         about = column_of(self._about(), self._about_series)
         self._about_series = about.series

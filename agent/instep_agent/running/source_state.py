@@ -20,7 +20,7 @@ _ABOUT = (
     "instep_agent_source_deadline_misses_total",
     "instep_agent_source_success",
 )
-TOGETHER_SECONDS, TOGETHER_RATIO = 0.1, 0.05
+TOGETHER_SECONDS, TOGETHER_RATIO = 0.02, 0.02
 """What is due so soon, as time and as share of its interval, is done now: waking up once costs less than twice."""
 
 SOURCE_METRICS = (
@@ -67,6 +67,8 @@ class SourceState:
     gpus: tuple[GpuReport, ...] = ()
     metric_names: frozenset[str] = frozenset()
     early_seconds: float = 0.0
+    lead_seconds: float = 0.0
+    """It is asked so long before the others of its interval."""
     unknown_names: set[str] = field(default_factory=set)
     """Names of samples that were dropped, each said once."""
     said: tuple[Series, ...] = ()
@@ -133,6 +135,6 @@ def early_seconds(interval_seconds: float) -> float:
     """Give how much earlier than due a thing of this interval may be done.
 
     >>> early_seconds(1.0), early_seconds(10.0)
-    (0.05, 0.1)
+    (0.02, 0.02)
     """
     return min(TOGETHER_SECONDS, TOGETHER_RATIO * interval_seconds)

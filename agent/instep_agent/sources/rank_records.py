@@ -35,6 +35,10 @@ LIVELY_SECONDS = 0.4
 """While every rank has given a sign of life within this time, and runs or sleeps, they are looked at more rarely. An
 alarm needs a silence of more than this and the calm interval's first half, so that none comes later for it."""
 _UNTROUBLED = frozenset(("running", "sleeping"))
+UNCHANGED_SECONDS = 1.0
+"""A folder that was changed later than this before it was listed may change again without another time of change."""
+RELIST_SECONDS = 10.0
+"""So often folders are listed although none of them shows a change."""
 PROCESSES_HELD_MAX = 64
 """With more ranks than this their processes are opened at each look: descriptors are limited."""
 MEMBERS_HELD_MAX = 1 << 20
@@ -114,6 +118,9 @@ class RankRecords:
         self._late: list[_Place] = []
         self._invalid = 0
         self._next_discovery_ns = 0
+        self._next_listing_ns = 0
+        self._listed: dict[str, int] = {}
+        """The folders that the last discovery listed, and when each was changed."""
 
     def collect(self, node: Node) -> Iterator[RankReport | Sample]:
         """Yield a report for each rank, then how many there are.
@@ -191,6 +198,23 @@ class RankRecords:
         self._table.forget((place.run, place.attempt, place.rank))
 
     def _discover(self, node: Node) -> None:
+        """Look for records that are new or gone; in folders that have not changed since there are none."""
+        now_ns = node.monotonic_ns()
+        if now_ns < self._next_listing_ns and not self._refused and self._are_unchanged():
+            return
+        self._listed.clear()
+        self._list(node)
+        newest_ns = max(self._listed.values(), default=0)
+        is_settled = newest_ns < node.realtime_ns() - int(UNCHANGED_SECONDS * 1e9)
+        self._next_listing_ns = now_ns + int(RELIST_SECONDS * 1e9) if is_settled else 0
+
+    def _are_unchanged(self) -> bool:
+        try:
+            return all(os.lstat(path).st_mtime_ns == changed_ns for path, changed_ns in self._listed.items())
+        except OSError:
+            return False
+
+    def _list(self, node: Node) -> None:
         root = node.record_root / node.name
         try:
             descriptor = os.open(root, FOLDER_FLAGS)
@@ -201,6 +225,7 @@ class RankRecords:
             self.close()
             raise Absent(f"{root} does not exist: no rank has written a record on this node.") from error
         try:
+            self._note_listed(str(root), descriptor)
             found = set(self._walk(descriptor, node))
         finally:
             os.close(descriptor)
@@ -214,8 +239,10 @@ class RankRecords:
         watched = {place.run for place in self._watched}  # what newer folders there are hides none of them
         for run in sorted(watched.union(newest_names(root, RUNS_MAX))):
             with Folder(run, root) as run_folder:
+                self._note_listed(f"{node.record_root}/{node.name}/{run}", run_folder)
                 for attempt in _newest_attempts(run_folder):
                     with Folder(attempt, run_folder) as folder:
+                        self._note_listed(f"{node.record_root}/{node.name}/{run}/{attempt}", folder)
                         ranks = _numbers(folder)[:RANKS_MAX]
                         for rank in ranks:
                             place = _Place(run, int(attempt), int(rank), inode(rank, folder))
@@ -226,6 +253,10 @@ class RankRecords:
                         break
         self._refused = {place: refused for place, refused in self._refused.items() if place in seen}
         self._invalid = len(self._refused)
+
+    def _note_listed(self, path: str, folder: int) -> None:
+        if folder >= 0:
+            self._listed[path] = os.fstat(folder).st_mtime_ns
 
     def _is_open(self, place: _Place, name: str, folder: int, node: Node) -> bool:
         if place in self._watched or place in self._ended:

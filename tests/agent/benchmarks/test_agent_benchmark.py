@@ -14,6 +14,7 @@ from instep_agent.benchmarks.simulated_node import SimulatedNode
 from instep_agent.benchmarks.stand_ins import NAME
 from instep_agent.benchmarks.storm import Storm
 from instep_agent.benchmarks.usage import cpu_seconds, ended_children_seconds, group_of, memory
+from instep_agent.columns import column_of
 from instep_agent.config import PAGE_SERIES_MAX
 from instep_agent.errors import ConfigurationInvalid
 from instep_agent.exposition.page import Page
@@ -63,7 +64,7 @@ def test_it_fits_with_every_counter_that_its_adapters_can_have_too(node, tmp_pat
     sources = [RdmaPorts(), RdmaCounters(), Pcie()]
     metrics = [metric for source in sources for metric in source.metrics]
     read = [each for source in sources for each in source.collect(node_at(tmp_path)) if isinstance(each, Sample)]
-    larger = Page(metrics).render(Snapshot(samples=tuple(read))).decode()
+    larger = Page(metrics).render(Snapshot(columns=(column_of(read),))).decode()
     names = tuple(f"{metric.name}{{" for metric in metrics)
     others = [line for line in node.page().splitlines() if not line.startswith(("#", *names))]
     assert value_of(larger, "instep_agent_page_series_dropped") == 0

@@ -5,9 +5,11 @@ import time
 
 import pytest
 from instep_agent.errors import Absent
+from instep_agent.folders import newest_names
 from instep_agent.node import Node
 from instep_agent.rank_record import Phase, RankRecordWriter
-from instep_agent.sources.rank_records import GONE_REPORTED_SECONDS, LIVELY_SECONDS, RankRecords
+from instep_agent.sources import rank_records
+from instep_agent.sources.rank_records import GONE_REPORTED_SECONDS, LIVELY_SECONDS, RELIST_SECONDS, RankRecords
 from instep_agent.wire import RankReport
 from made_records import identity_of, new_writer
 
@@ -72,6 +74,30 @@ def test_only_the_newest_attempt_of_a_run_is_reported(tmp_path, source):
     assert [(rank.run, rank.attempt) for rank in collect(source, tmp_path)[0]] == [("other", 0), ("run", 10)]
     new_writer(tmp_path, attempt=11)
     assert [(rank.run, rank.attempt) for rank in collect(source, tmp_path)[0]] == [("other", 0), ("run", 11)]
+
+
+def test_folders_that_have_not_changed_are_not_listed_again(tmp_path, source, monkeypatch):
+    listed = []
+    monkeypatch.setattr(
+        rank_records, "newest_names", lambda folder, limit: listed.append(folder) or newest_names(folder, limit)
+    )
+    records = [new_writer(tmp_path, rank).path for rank in (0, 1)]
+    collect(source, tmp_path)
+    collect(source, tmp_path)
+    assert len(listed) == 2, "what has just changed may change again within the same moment"
+    for folder in (tmp_path / "node-a", *(tmp_path / "node-a").rglob("*/")):
+        os.utime(folder, (1e9, 1e9))
+    for _ in range(3):
+        assert len(collect(source, tmp_path)[0]) == 2
+    assert len(listed) == 3
+    new_writer(tmp_path, 2)
+    records[0].unlink()
+    assert [rank.rank for rank in collect(source, tmp_path)[0]] == [1, 2]
+    new_writer(tmp_path, run="other")
+    assert len(collect(source, tmp_path)[0]) == 3
+    before = len(listed)
+    collect(source, tmp_path, later_seconds=RELIST_SECONDS)
+    assert len(listed) == before + 1, "now and then they are listed all the same"
 
 
 def test_ranks_of_another_node_are_not_ours(tmp_path, source):
