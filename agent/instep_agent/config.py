@@ -55,8 +55,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Its key; empty when it is in the same file."""
     listen: str = ""
     """`HOST:PORT` of the agent's own /metrics page; off when empty."""
-    dcgm_names: bool = True
-    """The page also has the names of dcgm-exporter (`DCGM_FI_DEV_…`), where the meaning is the same."""
+    dcgm_names: Literal["old", "new", "off"] = "old"
+    """The page also has the names and labels of dcgm-exporter (`DCGM_FI_DEV_…`), where the meaning is the same: `old`
+    as up to its 4.8, `new` as from 4.9 on (base units), or none of them."""
     exposition: Literal["default", "full"] = "default"
     """Which series /metrics has: those that dashboards and people look at, or `full`: all that frames have. A node with
     8 GPUs then has more than `series_max`: raise it."""

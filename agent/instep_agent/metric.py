@@ -30,7 +30,8 @@ class Metric:
     """A second name on /metrics, which people's dashboards know from another exporter: `DCGM_FI_DEV_GPU_TEMP`.
 
     Frames never carry it. Its series have that exporter's labels: the sample's `gpu` (index), `uuid`, `pci` and `model`
-    become `gpu`, `UUID`, `pci_bus_id` and `modelName`, the page adds `device` and `Hostname`; other labels stay.
+    become `gpu`, `UUID`, `pci_bus_id` and `modelName`, the page adds `device` and `Hostname`; other labels stay. What
+    that exporter calls it by now is in `instep_agent.exposition.dcgm_names`.
     """
     alias_scale: float = 1.0
     """What the value is multiplied with under that name: 100 where ours is a ratio and the other one a percentage."""

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from instep_agent.exposition.dcgm_names import RENAMED
 from instep_agent.exposition.page import FRAMES_ONLY, PAGE_METRICS
 from instep_agent.metric import Metric
 from instep_agent.node import Source, rights_of
@@ -19,8 +20,9 @@ _OPENING = """\
 
 Every source of the agent: how often it is asked, how long it may take, what it needs, and what it measures. This page
 is written by `make docs`; a test compares it with the code. Frames to the server carry every metric. /metrics shows
-those without “frames only”, all of them with `exposition = "full"`, and the second names unless `dcgm_names = false`
-([the agent's guide](../guide/agent.md)).
+those without “frames only”, all of them with `exposition = "full"`, and the second names of one generation
+(`dcgm_names`: “also” tells the old ones, and “new” what dcgm-exporter calls them from 4.9 on, in our unit;
+[the agent's guide](../guide/agent.md)).
 """
 
 
@@ -68,7 +70,8 @@ def _table(metrics: Sequence[Metric]) -> Iterator[str]:
             notes.append(f"/metrics: only {', '.join(metric.page_labels)}")
         if metric.alias:
             scale = "" if metric.alias_scale == 1.0 else f" (times {metric.alias_scale:g})"
-            notes.append(f"also `{metric.alias}`{scale}")
+            new = f", new `{RENAMED[metric.alias]}`" if metric.alias in RENAMED else ""
+            notes.append(f"also `{metric.alias}`{scale}{new}")
         text = metric.help.replace("|", "\\|") + (f" *{'; '.join(notes)}*" if notes else "")
         yield f"| `{metric.name}` | {metric.kind.value} | {text} |"
 

@@ -12,6 +12,7 @@ from fake_accelerator import FakeAccelerator
 from hypothesis import given
 from hypothesis import strategies as st
 from instep_agent.columns import Column, column_of
+from instep_agent.exposition.dcgm_names import RENAMED, second_names
 from instep_agent.exposition.page import Page
 from instep_agent.exposition.server import Exposition
 from instep_agent.metric import counter, gauge
@@ -29,6 +30,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests import services
 
 TEMPERATURE = gauge("instep_x_celsius", "Temperature.", alias="DCGM_FI_DEV_GPU_TEMP")
+ECC = counter("instep_x_ecc_errors_total", "Errors.", alias="DCGM_FI_DEV_ECC_DBE_VOL_TOTAL")
 UTIL = gauge("instep_x_busy_ratio", "Busy.", alias="DCGM_FI_DEV_GPU_UTIL", alias_scale=100.0)
 ERRORS = counter("instep_x_errors_total", 'Errors \\ of a "thing".')
 HIDDEN = gauge("instep_x_hidden_bytes", "Only in frames.", is_on_page=False)
@@ -106,7 +108,7 @@ def test_a_second_name_has_the_labels_that_dashboards_know():
         ("UUID", "GPU-1"),
         ("device", "nvidia3"),
         ("gpu", "3"),
-        ("pci_bus_id", "0000:3b:00"),
+        ("pci_bus_id", "00000000:3B:00.0"),
     )
     assert shown == {
         ("instep_x_celsius", (("gpu", "3"),)): 41.0,
@@ -116,8 +118,37 @@ def test_a_second_name_has_the_labels_that_dashboards_know():
     }
 
 
+def test_the_new_generation_has_base_units_and_takes_the_place_of_the_old_one():
+    page = Page([TEMPERATURE, UTIL, ECC], node="node-a", dcgm_names="new")
+    samples = (sample(one.name, 0.5, gpu="3", pci="0000:3b:00") for one in (TEMPERATURE, UTIL, ECC))
+    shown = parsed("\n".join(lines(page, *samples)))
+    second = {key[0]: (value, dict(key[1])) for key, value in shown.items() if key[0].startswith("DCGM_")}
+    labels = {"device": "nvidia3", "gpu": "3", "hostname": "node-a", "pci_bus_id": "00000000:3B:00.0"}
+    assert second == {
+        "DCGM_FI_DEV_GPU_TEMP_CELSIUS": (0.5, labels),
+        "DCGM_FI_DEV_GPU_UTIL_RATIO": (0.5, labels),
+        "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL": (0.5, labels),
+    }
+
+
+def test_every_second_name_of_a_source_that_is_renamed_has_our_unit_or_the_one_in_its_name():
+    aliased = [metric for source in all_sources() for metric in source.metrics if metric.alias]
+    assert RENAMED.keys() <= {metric.alias for metric in aliased}, "a name that nobody has is renamed"
+    for metric in aliased:
+        assert metric.alias in RENAMED or metric.alias_scale == 1.0, "a scaled value has a unit that its name must tell"
+    new = [one.name for one in second_names(aliased, "new").values()]
+    assert len(set(new)) == len(new) == len(aliased)
+
+
+def test_a_second_name_is_shown_although_our_own_is_in_frames_only():
+    sent = gauge("instep_x_bytes_per_second", "Sent.", alias="DCGM_FI_PROF_PCIE_TX_BYTES", is_on_page=False)
+    assert lines(Page([sent], node="n"), sample(sent.name, gpu="3")) == [
+        'DCGM_FI_PROF_PCIE_TX_BYTES{Hostname="n",device="nvidia3",gpu="3"} 1.0'
+    ]
+
+
 def test_second_names_can_be_left_out():
-    assert lines(Page([TEMPERATURE], dcgm_names=False), sample(TEMPERATURE.name, gpu="3")) == [
+    assert lines(Page([TEMPERATURE], dcgm_names="off"), sample(TEMPERATURE.name, gpu="3")) == [
         'instep_x_celsius{gpu="3"} 1.0'
     ]
 
@@ -203,7 +234,7 @@ def test_promtool_has_nothing_to_say_about_any_metric():
     program = promtool()
     sources = all_sources()
     metrics = [*UPLINK_METRICS, *(metric for source in sources for metric in source.metrics)]
-    page = Page(metrics, node="n", dcgm_names=False, is_full=True)
+    page = Page(metrics, node="n", dcgm_names="off", is_full=True)
     everything = {**page._metrics}
     samples = tuple(sample(name, 1.0) for name in everything)
     checked = subprocess.run(

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from instep_agent.columns import Series, column_of
 from instep_agent.config import PAGE_SERIES_MAX
+from instep_agent.exposition.dcgm_names import Generation, second_labels, second_names
 from instep_agent.metric import Metric, gauge
 from instep_agent.running.runner import RUNNER_METRICS, Snapshot
 from instep_agent.wire import GpuReport, RankReport, Sample
@@ -20,7 +21,6 @@ from instep_agent.wire import GpuReport, RankReport, Sample
 _Labels = tuple[tuple[str, str], ...]
 _ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", '"': '\\"'})
 _HELP_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n"})
-_DCGM_LABELS = {"uuid": "UUID", "pci": "pci_bus_id", "model": "modelName"}
 
 PAGE_METRICS = (
     gauge("instep_agent_page_series_dropped", "Series left out of this page, because there are too many."),
@@ -45,7 +45,7 @@ class Page:
         metrics: Sequence[Metric],
         *,
         node: str = "",
-        dcgm_names: bool = True,
+        dcgm_names: Generation = "old",
         is_full: bool = False,
         series_max: int = PAGE_SERIES_MAX,
         clock_seconds: Callable[[], float] = time.monotonic,
@@ -57,8 +57,8 @@ class Page:
         known = [*RUNNER_METRICS, *PAGE_METRICS, *metrics]
         shown = known if is_full else [one for one in known if one.is_on_page and one.name not in FRAMES_ONLY]
         self._metrics = {one.name: one for one in shown}
-        aliases = [one for one in shown if one.alias] if dcgm_names else []
-        self._aliases = {one.name: replace(one, name=one.alias) for one in aliases}
+        self._generation = dcgm_names
+        self._aliases = second_names(known, dcgm_names)
         self._labels = {} if is_full else {one.name: frozenset(one.page_labels) for one in shown if one.page_labels}
         self._node = node
         self._series_max = series_max
@@ -99,15 +99,15 @@ class Page:
 
     def _lay_out(self, columns: Iterable[tuple[Series, ...]], gpus: Iterable[GpuReport]) -> list[_Family]:
         """Give the families in their order, each with its lines and where their values will stand."""
-        by_name: dict[str, dict[_Labels, int]] = {name: {} for name in self._metrics}
+        by_name: dict[str, dict[_Labels, int]] = {name: {} for name in (*self._metrics, *self._aliases)}
         for at, (name, labels) in enumerate(series for column in columns for series in column):
             family = by_name.get(name)
             if family is not None and self._is_shown(name, labels):
                 family[labels] = at
         known = {str(gpu.index): gpu for gpu in gpus}
-        families = [_family(self._metrics[name], places) for name, places in by_name.items()]
+        families = [_family(metric, by_name[name]) for name, metric in self._metrics.items()]
         for name, metric in self._aliases.items():
-            places = {self._dcgm(labels, known): at for labels, at in by_name[name].items()}
+            places = {self._second_labels(labels, known): at for labels, at in by_name[name].items()}
             families.append(_family(metric, places, metric.alias_scale))
         return [family for family in families if family.places]
 
@@ -115,17 +115,9 @@ class Page:
         allowed = self._labels.get(name)
         return allowed is None or any(value in allowed for _label, value in labels)
 
-    def _dcgm(self, labels: _Labels, gpus: Mapping[str, GpuReport]) -> _Labels:
-        """Give the labels under which dcgm-exporter shows the same thing."""
-        found = {_DCGM_LABELS.get(name, name): value for name, value in labels}
-        index = found.get("gpu", "")
-        gpu = gpus.get(index)
-        if gpu is not None:
-            found.setdefault("UUID", gpu.uuid)
-            found.setdefault("pci_bus_id", gpu.pci)
-        if index:
-            found["device"] = f"nvidia{index}"
-        return tuple((found | {"Hostname": self._node}).items())
+    def _second_labels(self, labels: _Labels, gpus: Mapping[str, GpuReport]) -> _Labels:
+        gpu = gpus.get(dict(labels).get("gpu", ""))
+        return second_labels(labels, gpu, node=self._node, generation=self._generation)
 
 
 @dataclass(frozen=True, slots=True)

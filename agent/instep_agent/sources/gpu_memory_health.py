@@ -100,7 +100,14 @@ FIELDS = (
             alias="DCGM_FI_DEV_RETIRED_DBE",
         ),
     ),
-    Field("RETIRED_PENDING", gauge("instep_gpu_page_retirement_is_pending", "1 while pages wait for a reset.")),
+    Field(
+        "RETIRED_PENDING",
+        gauge(
+            "instep_gpu_page_retirement_is_pending",
+            "1 while pages wait for a reset.",
+            alias="DCGM_FI_DEV_RETIRED_PENDING",
+        ),
+    ),
 )
 REMAP_BANKS = gauge("instep_gpu_remap_banks", "Memory banks by how many spare rows they have left.", is_on_page=False)
 SRAM = counter(
