@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations, product
 from pathlib import Path
 from random import Random
 
@@ -78,6 +79,42 @@ def test_any_of_the_counters_may_be_missing(capsys, tmp_path, known):
     ranks = {rank: {name: row[name] for name in known} for rank, row in whole.items()}
     found = diagnosed(capsys, tmp_path, ranks)
     assert (found["culprits"], found["kind"]) == ([3], "host")
+
+
+COUNTERS = ("enqueued", "started", "completed")
+SOME = [known for count in (1, 2, 3) for known in combinations(COUNTERS, count)]
+
+
+@pytest.mark.parametrize(
+    ("whole", "guilty"),
+    [
+        ([(12, 12, 12)] * 3, None),
+        ([(12, 12, 11)] * 3, None),
+        ([(12, 12, 11), (12, 12, 11), (11, 11, 11)], 2),
+        ([(12, 12, 11), (12, 12, 11), (12, 10, 9)], 2),
+        ([(12, 12, 11), (12, 12, 11), (12, 11, 11)], 2),
+    ],
+    ids=["healthy", "all launched", "late on the host", "late on the device", "not begun on the device"],
+)
+def test_whatever_each_rank_leaves_out_nobody_innocent_is_named(whole, guilty):
+    named = 0
+    for known in product(SOME, repeat=3):
+        rows = [dict(zip(COUNTERS, row, strict=True)) for row in whole]
+        said = {str(rank): {name: rows[rank][name] for name in known[rank]} for rank in range(3)}
+        history = read_counters(said)
+        assert history is not None
+        found = localise(history)
+        assert set(found.culprits) <= {guilty}, (known, found.verdict)
+        assert found.is_hang or not found.culprits
+        named += bool(found.culprits)
+    assert (guilty is None) == (named == 0)
+
+
+def test_a_rank_that_says_nothing_of_one_group_is_not_late_in_it(capsys, tmp_path):
+    groups = {"dp": {"members": [0, 1, 2, 3]}, "tp": {"members": [2, 3]}}
+    ranks = {str(rank): {"dp": counts(10, 10, 9)} for rank in range(3)} | {"3": {"tp": counts(5, 5, 5)}}
+    found = diagnosed(capsys, tmp_path, {"groups": groups, "ranks": ranks})
+    assert (found["culprits"], found["is_hang"], found["confidence"]) == ([], True, 0.0)
 
 
 def test_completions_alone_name_the_one_behind(capsys, tmp_path):

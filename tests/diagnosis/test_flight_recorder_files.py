@@ -146,6 +146,38 @@ def test_the_last_rank_without_a_dump_is_known_from_the_groups(capsys, tmp_path)
     assert diagnosed(capsys, write(tmp_path, dumps))["culprits"] == [3]
 
 
+def test_a_dump_that_a_job_of_another_size_left_is_said_and_accuses_nobody(capsys, tmp_path):
+    dumps = hang(8, late=5)
+    dumps[1] = hang(4, late=2)[1]
+    found = diagnosed(capsys, write(tmp_path, dumps))
+    assert (found["culprits"], found["kind"], found["silent"]) == ([5], "host", [1])
+    words = "nccl_trace_rank_1 was left out: it is of a job with other ranks"
+    assert any(words in str(line) for line in list(found["evidence"]))  # type: ignore[call-overload]
+
+
+def test_dumps_of_two_jobs_in_equal_numbers_are_refused(capsys, tmp_path):
+    write(tmp_path, hang(2, late=1), "a{}.pkl")
+    write(tmp_path, {rank: hang(3)[rank] for rank in range(2)}, "b{}.pkl")
+    assert main(["flight-recorder", str(tmp_path), "--json"]) == 3
+    said = capsys.readouterr().err
+    assert "their default groups have 2 and 3 ranks" in said and said.count("\n") == 1
+
+
+def test_entries_of_a_form_that_nobody_knows_are_no_sign_of_a_rank_that_called_nothing(capsys, tmp_path):
+    dumps = hang(late=2)
+    dumps[1]["entries"] = [{"operation": 7}, {}]
+    found = diagnosed(capsys, write(tmp_path, dumps))
+    assert (found["culprits"], found["silent"]) == ([2], [1])
+
+
+@pytest.mark.parametrize("word", ["dead", "stopped", "killed"])
+def test_a_word_in_the_name_of_a_damaged_dump_says_nothing_of_its_rank(capsys, tmp_path, word):
+    write(tmp_path, hang(late=2))
+    (tmp_path / "nccl_trace_rank_1").rename(tmp_path / f"{word}-node_rank_1")
+    (tmp_path / f"{word}-node_rank_1").write_bytes(b"\x80\x02}")
+    assert diagnosed(capsys, tmp_path)["culprits"] == [2]
+
+
 def test_a_damaged_dump_is_said_and_its_rank_counts_as_silent(capsys, tmp_path):
     write(tmp_path, hang())
     damaged = tmp_path / "nccl_trace_rank_2"

@@ -7,7 +7,8 @@ A file that cannot be read is said, and its rank has no evidence.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -62,7 +63,34 @@ def read_dump_folder(folder: Path) -> DumpFolder:
         raise EvidenceError(
             f"{folder} holds no flight-recorder dump that can be read{first}: give one file for each rank."
         )
-    return _by_rank(files)
+    return _by_rank(_of_one_job(files, folder))
+
+
+def _of_one_job(files: list[_File], folder: Path) -> list[_File]:
+    """The files, without the dumps whose job has other ranks than that of most: they were left by another one. Raises
+    `EvidenceError` where as many are of one job as of another."""
+    worlds = Counter(world for file in files if file.dump is not None and (world := _world(file.dump)))
+    if len(worlds) < 2:
+        return files
+    (most, count), (_, next_count) = worlds.most_common(2)
+    if count == next_count:
+        sizes = " and ".join(sorted(str(len(world)) for world, times in worlds.items() if times == count))
+        raise EvidenceError(
+            f"{folder} holds as many dumps of one job as of another (their default groups have {sizes} ranks): "
+            f"put those of one job and attempt into a folder of their own."
+        )
+    trouble = "it is of a job with other ranks than that of most dumps"
+    return [
+        replace(file, dump=None, trouble=trouble, is_like_a_dump=False)
+        if file.dump is not None and _world(file.dump) not in ((), most)
+        else file
+        for file in files
+    ]
+
+
+def _world(dump: RecorderDump) -> tuple[int, ...]:
+    """The ranks of the job that a dump is of; empty where it does not say."""
+    return next((group.members for group in dump.groups if group.description == "default_pg"), ())
 
 
 def _read(path: Path) -> _File:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 
 from instep_diagnosis.wait_graph.history import Call, Group, History, Progress, RankHistory, Standing
 from instep_diagnosis.wait_graph.recorder import Plain, member_numbers, number, standing, word
@@ -82,13 +83,13 @@ def _history(ranks: Mapping[int, Plain], described: Mapping[Plain, Plain], world
     for key, group in groups.items():
         groups[key] = group if group.members else _with_members(group, seen[key], world)
     left_out = sorted({key for key, group in groups.items() if _is_of_transfers(group, rows, keys, described)})
+    standings = _standings(rows, keys, left_out)
     found = {
-        rank: _rank_history(
-            rank, ranks[rank], of_rank, {n: keys[rank, n] for n in of_rank if keys[rank, n] not in left_out}
-        )
+        rank: _rank_history(rank, ranks[rank], of_rank, {n: keys[rank, n] for n in of_rank}, standings[rank])
         for rank, of_rank in rows.items()
+        if any(one != Standing() for one in standings[rank].values())
     }
-    silent = {rank: "no counters" for rank in world if rank not in found}
+    silent = {rank: _process_words(ranks.get(rank)) or "no counters" for rank in world if rank not in found}
     notes = tuple(f"Group {key} was left out: its transfers count differently on each rank." for key in left_out)
     return History(world, groups, found, silent, notes, source="counters")
 
@@ -120,13 +121,40 @@ def _is_of_transfers(
     return bool(_PIPELINE.search(group.description)) or any(op.startswith(("send", "recv")) for op in ops)
 
 
+def _standings(
+    rows: Mapping[int, Mapping[str, Mapping[Plain, Plain]]], keys: Mapping[tuple[int, str], str], left_out: list[str]
+) -> dict[int, dict[str, Standing]]:
+    """Rank → group key → counters. In a group of which no rank says what it has enqueued, what each has started is
+    compared in its place."""
+    found = {
+        rank: {keys[rank, name]: standing(row) for name, row in of_rank.items() if keys[rank, name] not in left_out}
+        for rank, of_rank in rows.items()
+    }
+    with_enqueued = {key for of_rank in found.values() for key, one in of_rank.items() if one.entered is not None}
+    return {
+        rank: {
+            key: one if key in with_enqueued or one.started is None else replace(one, entered=one.started)
+            for key, one in of_rank.items()
+        }
+        for rank, of_rank in found.items()
+    }
+
+
 def _rank_history(
-    rank: int, raw: Plain, rows: Mapping[str, Mapping[Plain, Plain]], keys: Mapping[str, str]
+    rank: int,
+    raw: Plain,
+    rows: Mapping[str, Mapping[Plain, Plain]],
+    keys: Mapping[str, str],
+    standings: Mapping[str, Standing],
 ) -> RankHistory:
-    standings = {key: standing(rows[name]) for name, key in keys.items()}
-    calls = [call for name, key in keys.items() if (call := _call(key, rows[name], standings[key]))]
-    process = (word(raw.get("process")) or word(raw.get("state"))) if isinstance(raw, dict) else ""
-    return RankHistory(rank, tuple(calls), standings, is_ordered=False, process=process)
+    calls = [
+        call for name, key in keys.items() if key in standings and (call := _call(key, rows[name], standings[key]))
+    ]
+    return RankHistory(rank, tuple(calls), standings, is_ordered=False, process=_process_words(raw))
+
+
+def _process_words(raw: Plain) -> str:
+    return (word(raw.get("process")) or word(raw.get("state"))) if isinstance(raw, dict) else ""
 
 
 def _call(key: str, row: Mapping[Plain, Plain], found: Standing) -> Call | None:

@@ -53,12 +53,23 @@ class _Level:
     """How far one rank has got in one group."""
 
     entered: int | None
+    """At least."""
+    ceiling: int | None
+    """At most; None is *not known*: it may have entered more."""
     started: int | None
     completed: int | None
     opens: tuple[tuple[int, int, str], ...] = ()
     """Number, place among the rank's calls and name of each open operation, first number first."""
     is_assumed: bool = False
     """Only launches or only completions are known: open if somebody is not as far, or farther."""
+
+    def opened(self, furthest: int, floor: int) -> tuple[int, int, str] | None:
+        """The first open operation behind `floor`, where `furthest` is the last that any member has completed. Launches
+        alone show none that a member has completed, and completions alone none that no member has."""
+        first = next((found for found in self.opens if found[0] > floor), None)
+        if first is None or not self.is_assumed:
+            return first
+        return first if (self.completed is not None) == (furthest >= first[0]) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +80,7 @@ class WaitGraph:
     waits: Mapping[int, tuple[OpKey, ...]]
     is_ordered: Mapping[int, bool]
     entered: Mapping[str, Mapping[int, int]]
-    """Group key → rank → the last number it entered there."""
+    """Group key → rank → the last number it entered there, where that is known."""
     has_timing: frozenset[int]
     """Ranks whose device start is on record, so that its absence says something."""
 
@@ -118,7 +129,7 @@ def wait_graph(history: History) -> WaitGraph:
         waits={rank: tuple(key for _, key in sorted(found)) for rank, found in waits.items()},
         is_ordered={rank: known.is_ordered and bool(known.calls) for rank, known in history.ranks.items()},
         entered={
-            key: {rank: level.entered for rank, level in ranks.items() if level.entered is not None}
+            key: {rank: level.ceiling for rank, level in ranks.items() if level.ceiling is not None}
             for key, ranks in levels.items()
         },
         has_timing=frozenset(rank for rank, known in history.ranks.items() if _has_timing(known)),
@@ -156,15 +167,19 @@ def _level(calls: list[tuple[int, Call]], known: RankHistory, key: str) -> _Leve
     done = -1 if completed is None else completed
     opens = [(call.seq, order, call.op) for order, call in calls if call.progress < Progress.COMPLETED]
     opens = sorted(found for found in opens if found[0] > done)
-    if completed is not None and completed < (opens[0][0] - 1 if opens else entered or 0):
+    at_least = max((count for count in (entered, started, completed) if count is not None), default=None)
+    ceiling = at_least if known.is_ordered else entered
+    if completed is not None and completed < (opens[0][0] - 1 if opens else at_least or 0):
         # The ring has lost the oldest one, or there are only counters.
         place = opens[0][1] if opens else len(known.calls)
         opens.insert(0, (completed + 1, place, ""))
-    is_assumed = not opens and not calls and (entered is None) != (completed is None)
-    if is_assumed:
+    is_assumed = (entered is None) != (completed is None) and not opens and not calls
+    if completed is None and entered is not None and not known.is_ordered:
+        # Named or not: whether the newest launch has completed is not known.
+        opens, is_assumed = [opens[-1] if opens else (entered, 0, "")], True
+    elif is_assumed:
         opens = [(done + 1 if entered is None else entered, 0, "")]
-        entered = completed if entered is None else entered
-    return _Level(entered, started, completed, tuple(opens), is_assumed)
+    return _Level(at_least, ceiling, started, completed, tuple(opens), is_assumed)
 
 
 def _furthest(known: int | None, seq: int) -> int:
@@ -177,8 +192,7 @@ def _open_ops(history: History, group: Group, levels: Mapping[int, _Level]) -> l
     found: dict[int, tuple[OpenOp, dict[int, int]]] = {}
     for rank, level in sorted(levels.items()):
         # gloo's mark of completion lags: what a peer has completed, everybody has.
-        floor = -1 if history.ranks[rank].has_device else furthest
-        first = next((candidate for candidate in level.opens if candidate[0] > floor), None)
+        first = level.opened(furthest, floor=-1 if history.ranks[rank].has_device else furthest)
         if first is not None:
             seq, place, name = first
             op, places = found.setdefault(seq, (OpenOp(group, seq, name), {}))
@@ -195,11 +209,11 @@ def _fill(
     members = op.group.members or tuple(sorted(levels))
     op.waiting = list(places)
     op.is_completed_elsewhere = is_completed_elsewhere
-    late = [rank for rank in members if rank in history.ranks and not _has_entered(levels, rank, op.seq)]
     waiting = set(op.waiting)
-    op.behind = tuple(rank for rank in late if rank not in waiting)
+    late = [rank for rank in members if rank not in waiting and not _has_entered(levels, rank, op.seq)]
+    op.behind = tuple(rank for rank in late if _is_known(history, levels, rank))
     if not is_completed_elsewhere or op.is_rooted:
-        op.unseen = tuple(rank for rank in members if rank not in history.ranks)
+        op.unseen = tuple(rank for rank in late if not _is_known(history, levels, rank))
     op.started = frozenset(
         rank for rank, level in levels.items() if level.started is not None and level.started >= op.seq
     )
@@ -210,13 +224,25 @@ def _has_entered(levels: Mapping[int, _Level], rank: int, seq: int) -> bool:
     return level is not None and level.entered is not None and level.entered >= seq
 
 
+def _is_known(history: History, levels: Mapping[int, _Level], rank: int) -> bool:
+    """Whether a rank would show a later operation of the group if it had entered one. A dump leaves none out; of
+    counters any may be missing."""
+    level = levels.get(rank)
+    return rank in history.ranks and (
+        history.ranks[rank].is_ordered or (level is not None and level.ceiling is not None)
+    )
+
+
 def _is_real(op: OpenOp, places: Mapping[int, int], history: History, levels: Mapping[int, _Level]) -> bool:
     """Whether it is open indeed: counts of one kind show nothing where all agree, and gloo's marks lag behind an
     operation that all have entered and somebody has left for another call."""
-    if op.behind or op.unseen:
+    if op.behind:
         return True
     if all(levels[rank].is_assumed for rank in op.waiting):
-        return op.is_completed_elsewhere
+        # RAS asks every rank at one moment; from other launches nothing is seen to wait for a rank that is left out.
+        return op.is_completed_elsewhere or (bool(op.unseen) and history.source == "ras")
+    if op.unseen:
+        return True
     is_host = not any(history.ranks[rank].has_device for rank in op.waiting)
     is_left = any(place < len(history.ranks[rank].calls) - 1 for rank, place in places.items())
     return not (is_host and is_left and op.is_together)

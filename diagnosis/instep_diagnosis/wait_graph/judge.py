@@ -76,7 +76,8 @@ def localise_uncalibrated(history: History) -> Finding:
 def _frozen(history: History, graph: WaitGraph) -> Finding | None:
     """Ranks whose process is seen not to go on, wherever they stand, where somebody waits beside them."""
     frozen = sorted(rank for rank, known in history.ranks.items() if process_cause(known.process) in _FROZEN)
-    frozen += sorted(rank for rank, why in history.silent.items() if process_cause(why) in _FROZEN)
+    if history.source != "flight-recorder":  # there a silence is told with a file's name, which may be any word
+        frozen += sorted(rank for rank, why in history.silent.items() if process_cause(why) in _FROZEN)
     victims = waiting(graph, frozen)
     if not frozen or not victims or len(frozen) > len(victims):
         return None
@@ -281,7 +282,7 @@ def _culprit_line(history: History, graph: WaitGraph, rank: int) -> str:
 def _silent(history: History, graph: WaitGraph) -> Finding | None:
     """Ranks without evidence that others wait for, where nobody with evidence explains the waits."""
     unseen = {key: set(op.unseen) if op.group.is_listed else set(history.silent) for key, op in graph.ops.items()}
-    open_keys = [key for key, op in graph.ops.items() if unseen[key] and not op.behind]
+    open_keys = [key for key, op in graph.ops.items() if unseen[key] and _is_all_else_known(history, op)]
     heads = {key for rank in graph.waits for key in graph.heads(rank)}
     unexplained = [unseen[key] for key in open_keys if key in heads] or [unseen[key] for key in open_keys]
     if not unexplained:
@@ -291,12 +292,13 @@ def _silent(history: History, graph: WaitGraph) -> Finding | None:
     is_tied = len(culprits) > 1
     ops = [graph.ops[key] for key in open_keys if unseen[key] & set(culprits)]
     why = sorted({history.silent.get(rank, "no dump") for rank in culprits})
+    is_of_counters = history.source != "flight-recorder" and len(why) == 1
     tie = " Nothing tells which of them." if is_tied else ""
     tied = len(culprits) if is_tied else 1
     finding = Finding(
         culprits=culprits,
         kind=StuckAt.HOST,
-        cause=Cause.DEAD if why == ["no dump"] else Cause.UNKNOWN,
+        cause=Cause.DEAD if why == ["no dump"] else process_cause(why[0]) if is_of_counters else Cause.UNKNOWN,
         verdict=(
             f"{ranks_words(culprits, is_start=True)} left nothing to read ({', '.join(why)}) and {have(len(culprits))} "
             f"not been seen to enter {op_words(ops[0])}: dead, or its recorder is frozen.{tie}"
@@ -306,6 +308,14 @@ def _silent(history: History, graph: WaitGraph) -> Finding | None:
         is_tied=is_tied,
     )
     return placed(finding, ops[0], graph)
+
+
+def _is_all_else_known(history: History, op: OpenOp) -> bool:
+    """Whether silence alone explains an open operation: all others are known to have entered it, and where evidence may
+    leave out any of a rank's counters, to wait in it."""
+    if op.behind or not set(op.unseen) <= set(history.silent):
+        return False
+    return history.source == "flight-recorder" or set(op.group.members) <= {*op.waiting, *op.unseen}
 
 
 def _smallest_explanation(unexplained: Sequence[set[int]]) -> tuple[tuple[int, ...], bool]:

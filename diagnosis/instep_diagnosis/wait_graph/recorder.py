@@ -84,7 +84,11 @@ def read_dump(value: Plain) -> RecorderDump | None:
     if not isinstance(value, dict) or not any(key in value for key in ("entries", "pg_config", "pg_status")):
         return None
     listed = value.get("entries")
-    raw = [entry for entry in listed[-ENTRIES_MAX:] if isinstance(entry, dict)] if isinstance(listed, list) else []
+    listed = listed[-ENTRIES_MAX:] if isinstance(listed, list) else []
+    raw = [entry for entry in listed if isinstance(entry, dict) and ("profiling_name" in entry or "state" in entry)]
+    if listed and not raw:
+        # Of a form that nobody knows: what its rank has called is not known, rather than nothing.
+        return None
     entries = tuple(sorted((_entry(entry) for entry in raw), key=lambda entry: entry.record_id))
     return RecorderDump(
         entries=entries,
@@ -216,8 +220,6 @@ def standing(raw: Mapping[Plain, Plain]) -> Standing:
         started = None
     if completed is not None and entered is not None and completed > entered:
         completed = None
-    if entered is None and started is not None:
-        entered = max(started, completed or 0)
     return Standing(entered, started, completed)
 
 
