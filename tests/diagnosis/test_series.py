@@ -41,6 +41,67 @@ def test_an_event_is_told_with_its_onset_its_end_and_its_ratio(workers, ratio):
     assert not event.is_ongoing
 
 
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_several_events_of_one_worker_are_told_each_with_its_end(workers):
+    wanted = [(40, 69, 1.2), (100, 139, 1.3), (200, 239, 0.8)]
+    for seed in range(12):
+        values_TW = series(seed, workers=workers)
+        for first, last, ratio in wanted:
+            values_TW[first : last + 1, 0] *= ratio
+        found = events(values_TW)
+        assert [event.worker for event in found] == ["w0"] * 3, seed
+        for event, (first, last, ratio) in zip(found, wanted, strict=True):
+            assert abs(event.start - first) <= 3 and abs(event.end - last) <= 3, seed
+            assert event.ratio == pytest.approx(ratio, abs=0.03)
+            assert not event.is_ongoing
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("scale", [10, 20, 30, 60])
+def test_whole_numbers_that_often_stay_the_same_are_no_events(workers, scale):
+    raised = [
+        event for seed in range(12) for event in events(np.round(scale * series(seed, workers=workers, noise=0.02)))
+    ]
+    assert raised == []
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_a_worker_that_stops_is_told_from_when_it_stopped(workers):
+    for seed in range(12):
+        values_TW = series(seed, workers=workers)
+        values_TW[150:, 0] = 0.0
+        (event,) = events(values_TW)
+        assert (event.worker, event.ratio, event.is_ongoing) == ("w0", pytest.approx(0.001, rel=0.05), True)
+        assert abs(event.start - 150) <= 3
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_series_without_noise_change_once_or_never(workers):
+    values_TW = np.full((100, workers), 7.0)
+    assert events(values_TW) == []
+    values_TW[50:, 0] *= 1.1
+    (event,) = events(values_TW)
+    assert (event.worker, event.start, event.ratio) == ("w0", 50.0, pytest.approx(1.1))
+
+
+@pytest.mark.parametrize("factor", [1000.0, 1e6, 1e-3])
+def test_another_unit_from_some_moment_on_is_told_with_its_factor(factor):
+    values_TW = series(1)
+    values_TW[200:, 1] *= factor
+    (event,) = events(values_TW)
+    assert (event.worker, event.start) == ("w1", 200.0)
+    assert event.ratio == pytest.approx(factor, rel=0.05)
+    values_TW[200:, [0, 2, 3]] *= factor
+    assert events(values_TW) == []
+
+
+def test_numbers_at_the_ends_of_what_a_float_holds_give_an_answer():
+    values_TW = series(1)
+    values_TW[150:, 0], values_TW[:150, 0] = 1e149, 1e-300
+    with np.errstate(all="raise", under="ignore"):
+        assert {event.worker for event in events(values_TW)} <= {"w0"}
+
+
 def test_an_event_that_lasts_is_ongoing():
     values_TW = series(2)
     values_TW[150:, 2] *= 1.2
@@ -60,6 +121,15 @@ def test_slopes_and_seasons_of_the_job_are_no_events():
     for workers in (1, 4):
         values_TW = series(4, samples=600, workers=workers) * np.exp(0.2 * t / 600 + 0.1 * np.sin(t * 2 * np.pi / 24))
         assert events(values_TW) == [], workers
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("period", [24, 60, 120])
+def test_a_season_of_five_periods_and_more_is_no_event(workers, period):
+    t = np.arange(600)[:, None]
+    for seed in range(6):
+        for season in (np.sin(t * 2 * np.pi / period), t % period < period / 6):
+            assert events(series(seed, samples=600, workers=workers) * np.exp(0.2 * season)) == [], seed
 
 
 def test_outliers_and_gaps_are_no_events_and_hide_none():
@@ -191,7 +261,14 @@ def test_a_quiet_file_ends_0(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("", "no column time"), ("time,worker\n1,a", "no column value"), ("time,worker,value\nsoon,a,1", "Line 2 of")],
+    [
+        ("", "no column time"),
+        ("time,worker\n1,a", "no column value"),
+        ("time,worker,value\nsoon,a,1", "Line 2 of"),
+        ("time,worker,value\n", "holds no value"),
+        ("time,worker,value\n1,a,nan\n2,a,none", "holds no value"),
+        ("time,worker,value,value\n1,a,2,3", "column value twice"),
+    ],
 )
 def test_damage_is_told_in_one_sentence(tmp_path, capsys, text, words):
     path = tmp_path / "a.csv"

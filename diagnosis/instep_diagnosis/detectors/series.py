@@ -18,6 +18,21 @@ from instep_diagnosis.detectors.series_screen import can_change, despiked, long_
 Array = npt.NDArray[np.float64]
 
 
+RATIO_MIN, RATIO_MAX = 1e-3, 1e12
+"""A value is taken for no less of its worker's median: what has stopped is a thousandth. And for no more."""
+MOVED_SHARE_MIN = 0.05
+"""Of all steps, those that must move before the noise is theirs alone; with fewer, they are changes of level."""
+
+
+LEVELS_OF_ONE_EVENT = 3
+NEAR_NORMAL_SHARE = 0.25
+"""Of the largest change: what several changes leave of a slope is less (a tenth, in simulation)."""
+
+
+PERIOD_LIKENESS_MIN, PERIODS_ALIKE_MIN = 0.4, 0.75
+"""A season is in so many of all periods, each at least by so much of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class SeriesSettings:
     """When a change of level is an event."""
@@ -57,19 +72,20 @@ def detect_series_events(
     """Events of single workers, by start. A change that most workers share is the job's and no worker's, so it is left
     out. Values at or below zero count as nearly zero."""
     settings = settings or SeriesSettings()
-    rest_TW = _without_common(_relative(values_TW), settings)
+    rest_TW, is_alone_W = _without_common(_relative(values_TW), settings)
     found: list[SeriesEvent] = []
     for column in can_change(rest_TW, settings.price, settings.samples_min):
-        found += level_events(rest_TW[:, column], times_T, workers[column], settings)
+        is_alone = bool(is_alone_W[column])
+        found += level_events(rest_TW[:, column], times_T, workers[column], settings, is_alone=is_alone)
     return sorted(_not_shared(found, len(workers)), key=lambda event: (event.start, event.worker))
 
 
 def _relative(values_TW: Array) -> Array:
-    """Logarithm of each value over its worker's median, limited to a thousandth."""
+    """Logarithm of each value over its worker's median, within limits."""
     is_positive_TW = np.isfinite(values_TW) & (values_TW > 0)
     typical_W = _medians(values_TW, is_positive_TW)
-    with np.errstate(invalid="ignore"):
-        x_TW = np.log(np.maximum(values_TW / typical_W, 1e-3))
+    with np.errstate(invalid="ignore", over="ignore"):
+        x_TW = np.log(np.clip(values_TW / typical_W, RATIO_MIN, RATIO_MAX))
     return np.where(np.isfinite(values_TW), x_TW, np.nan)
 
 
@@ -83,16 +99,18 @@ def _medians(values_TW: Array, kept_TW: npt.NDArray[np.bool_]) -> Array:
     return np.where(count_W > 0, np.take_along_axis(ordered_TW, middle, axis=0).mean(axis=0), np.nan)
 
 
-def _without_common(x_TW: Array, settings: SeriesSettings) -> Array:
+def _without_common(x_TW: Array, settings: SeriesSettings) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """What is left of each worker, and [W]: whether it has no peers, so that its own slope was taken off."""
     is_peered_T = np.isfinite(x_TW).sum(axis=1) >= settings.peers_min
     common_T = np.full(len(x_TW), np.nan)
     for t in np.flatnonzero(is_peered_T):
         seen = x_TW[t][np.isfinite(x_TW[t])]
         common_T[t] = np.median(seen)
     rest_TW: Array = x_TW - common_T[:, None]
-    for column in np.flatnonzero(~_are_like_peers(x_TW, rest_TW)):
+    is_alone_W = ~_are_like_peers(x_TW, rest_TW)
+    for column in np.flatnonzero(is_alone_W):
         rest_TW[:, column] = _without_season_and_slope(x_TW[:, column], settings)
-    return rest_TW
+    return rest_TW, is_alone_W
 
 
 def _are_like_peers(own_TW: Array, shared_TW: Array) -> npt.NDArray[np.bool_]:
@@ -121,8 +139,12 @@ def _without_season_and_slope(x_T: Array, settings: SeriesSettings) -> Array:
     if known.size < 16:
         return x_T
     whole = np.interp(np.arange(x_T.size), known, x_T[known])
-    if period := _period(whole, settings):
-        whole = whole - _season(whole, period)
+    period = _period(whole, settings)
+    if period and _season(whole, period).any():
+        # Wrong by one sample, it would run away from the season within a few periods.
+        near = range(max(2, period - period // 16 - 1), period + period // 16 + 2)
+        seasons = [_season(whole, each) for each in near]
+        whole = whole - min(seasons, key=lambda season: float(np.mean(np.abs(whole - season))))
     apart = max(4, whole.size // 8)
     slope = float(np.median(whole[apart:] - whole[:-apart])) / apart
     whole = whole - slope * np.arange(whole.size)
@@ -155,20 +177,30 @@ def _period(x: Array, settings: SeriesSettings) -> int:
 
 
 def _season(x: Array, period: int) -> Array:
-    """Median over the periods of what each phase is above its own period's median."""
+    """Median over the periods of what each phase is above its own period's median; nothing where most periods do not
+    show it: a few changes of level that happen to lie a period apart are no season."""
     whole = np.full(-(-x.size // period) * period, np.nan)
     whole[: x.size] = x
     table = whole.reshape(-1, period)
     table = table - np.nanmedian(table, axis=1, keepdims=True)
-    return np.asarray(np.tile(np.nanmedian(table, axis=0), len(table))[: x.size])
+    season = np.nanmedian(table, axis=0)
+    whole_periods = table[: x.size // period]
+    likeness = whole_periods @ season / max(float(season @ season), 1e-30)
+    if np.mean(likeness > PERIOD_LIKENESS_MIN) < PERIODS_ALIKE_MIN:
+        return np.zeros_like(x)
+    return np.asarray(np.tile(season, len(table))[: x.size])
 
 
-def level_events(rest_T: Array, times_T: Array, worker: str, settings: SeriesSettings) -> list[SeriesEvent]:
+def level_events(
+    rest_T: Array, times_T: Array, worker: str, settings: SeriesSettings, *, is_alone: bool = False
+) -> list[SeriesEvent]:
     """Events of one worker from what is left of it when all that is common is taken off; NaN is left out."""
     rows = np.flatnonzero(np.isfinite(rest_T))
     if rows.size < 3 * settings.samples_min:
         return []
     levels = _levels(rest_T[rows], settings)
+    if is_alone and len(levels) > LEVELS_OF_ONE_EVENT:
+        levels = _levels(_upright(rest_T[rows], rows, levels), settings)
     normal = _normal(levels, rows.size)
     return [_event(run, normal, times_T[rows], worker, rows.size) for run in _runs(levels, normal, settings)]
 
@@ -183,13 +215,22 @@ class _Level:
 
 def _levels(x_T: Array, settings: SeriesSettings) -> list[_Level]:
     """Stretches of equal level: first with a cautious guess of the noise, then with what is left around them."""
-    near_W = quiet(np.diff(x_T)[:, None]) / np.sqrt(2.0)
+    near_W = _noise(x_T)
     smooth_T = despiked(x_T[:, None], near_W)[:, 0]
     price = settings.price * np.log(len(x_T))
     ends = change_points(smooth_T, price * (2.0 * float(near_W[0])) ** 2, settings.samples_min)
     rest_T = np.concatenate([part - np.median(part) for part in np.split(smooth_T, ends[:-1])])
     ends = change_points(smooth_T, price * float(long_run_variance(rest_T[:, None])[0]), settings.samples_min)
     return [_Level(a, b, float(np.median(x_T[a:b]))) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _noise(x_T: Array) -> Array:
+    """[1]: noise from one sample to the next. Whole numbers often stay the same, and so does what has stopped: steps of
+    nothing are left out where enough others are there, since they make noise look like none."""
+    steps_T = np.diff(x_T)
+    moved = steps_T[steps_T != 0.0]
+    is_enough = moved.size >= MOVED_SHARE_MIN * steps_T.size
+    return np.asarray(quiet((moved if is_enough else steps_T)[:, None]) / np.sqrt(2.0))
 
 
 def change_points(x_T: Array, price: float, samples_min: int) -> list[int]:
@@ -217,6 +258,19 @@ def change_points(x_T: Array, price: float, samples_min: int) -> list[int]:
     while before[ends[0]] > 0:
         ends.insert(0, int(before[ends[0]]))
     return ends
+
+
+def _upright(x_T: Array, rows: npt.NDArray[np.int64], levels: list[_Level]) -> Array:
+    """A worker without peers and with several changes, which bend the slope that was taken off: without the slope that
+    is left between its levels near the normal one. That is the median over pairs half of them apart."""
+    normal = _normal(levels, x_T.size)
+    near = NEAR_NORMAL_SHARE * max(abs(level.height - normal) for level in levels)
+    kept = [np.arange(level.start, level.end) for level in levels if abs(level.height - normal) <= near]
+    places = np.concatenate(kept)
+    apart = places.size // 2
+    first, second = places[:-apart], places[apart:]
+    slope = float(np.median((x_T[second] - x_T[first]) / (rows[second] - rows[first])))
+    return np.asarray(x_T - slope * rows)
 
 
 def _normal(levels: list[_Level], count: int) -> float:

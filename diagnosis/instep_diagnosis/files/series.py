@@ -44,7 +44,7 @@ def read_series(path: str) -> SeriesTable:
     """The table of a file, in order of time. Rows may come in any order; of rows for one worker and moment the mean
     counts; values that are no finite number are gaps. Raises `EvidenceError` where the file cannot be read."""
     try:
-        with Path(path).open(encoding="utf-8", errors="replace", newline="") as stream:
+        with Path(path).open(encoding="utf-8-sig", errors="replace", newline="") as stream:
             return _table(list(_rows(stream, path)), path)
     except OSError as error:
         raise EvidenceError(f"Cannot read {path} ({error.strerror}): give a CSV file.") from error
@@ -57,6 +57,8 @@ def _rows(stream: Iterator[str], path: str) -> Iterator[tuple[float, bool, str, 
     names = [name.strip() for name in reader.fieldnames or ()]
     if missing := [name for name in COLUMNS if name not in names]:
         raise EvidenceError(f"{path} has no column {missing[0]}: its first line must name {', '.join(COLUMNS)}.")
+    if twice := [name for name in COLUMNS if names.count(name) > 1]:
+        raise EvidenceError(f"{path} has the column {twice[0]} twice: its first line must name it once.")
     reader.fieldnames = names
     for number, row in enumerate(reader, start=1):
         if number > ROWS_MAX:
@@ -93,6 +95,8 @@ def _table(rows: list[tuple[float, bool, str, float]], path: str) -> SeriesTable
     times = np.array([time for time, *_ in rows], dtype=np.float64)
     columns = np.array([column[worker] for _, _, worker, _ in rows], dtype=np.int64)
     values = np.array([value for *_, value in rows], dtype=np.float64)
+    if not np.isfinite(values).any():
+        raise EvidenceError(f"{path} holds no value: give one number for each time and worker.")
     places, moments = _grid(times, columns, len(workers))
     if len(moments) * len(workers) > CELLS_MAX:
         raise EvidenceError(f"{path} has {len(moments)} times of {len(workers)} workers: give fewer at a time.")
