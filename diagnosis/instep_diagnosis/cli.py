@@ -45,9 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return COULD_NOT_LOOK
 
 
+EPILOG = "exit codes: 0 nothing found, 1 something found, 2 used wrongly, 3 the evidence cannot be read."
+
+
 def _diagnose_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="instep diagnose", description="Who is slow or stuck, from evidence on file.")
+    parser = argparse.ArgumentParser(
+        prog="instep diagnose", description="Who is slow or stuck, from evidence on file.", epilog=EPILOG
+    )
     commands = parser.add_subparsers(dest="what", required=True)
     for _, command in _COMMANDS:
-        command.add_parser(commands).add_argument("--json", action="store_true", help="print JSON")
+        one = command.add_parser(commands)
+        one.epilog = EPILOG
+        one.add_argument("--json", action="store_true", help="print JSON instead of text for people")
     return parser

@@ -15,8 +15,13 @@ from instep_diagnosis.verdict import Verdict
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """The parser of this command."""
-    parser = commands.add_parser("bundle", help="diagnose an exported evidence bundle again")
-    parser.add_argument("file", metavar="FILE.zip")
+    parser = commands.add_parser(
+        "bundle",
+        help="diagnose an exported evidence bundle again",
+        description="The verdicts that follow from the evidence in a bundle, and whether they are those it "
+        "was packed with.",
+    )
+    parser.add_argument("file", metavar="FILE.zip", help="what the server exports of an incident")
     return parser
 
 

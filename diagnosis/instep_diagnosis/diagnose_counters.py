@@ -12,7 +12,12 @@ from instep_diagnosis.wait_graph_output import print_finding
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """The parser of this command."""
-    parser = commands.add_parser("counters", help="name who keeps a job waiting, from its ranks' counters")
+    parser = commands.add_parser(
+        "counters",
+        help="name who keeps a job waiting, from its ranks' counters",
+        description="Who keeps the others waiting, from the numbers of collectives that each rank enqueued, "
+        "started and completed; any may be missing.",
+    )
     parser.add_argument("file", metavar="FILE.json", help="counters of collectives by rank, or NCCL RAS in JSON")
     return parser
 

@@ -13,7 +13,12 @@ from instep_diagnosis.wait_graph_output import print_finding
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """The parser of this command."""
-    parser = commands.add_parser("flight-recorder", help="name who keeps a job waiting, from its ranks' dumps")
+    parser = commands.add_parser(
+        "flight-recorder",
+        help="name who keeps a job waiting, from its ranks' dumps",
+        description="Who keeps the others waiting, from the dumps that torch writes of NCCL or gloo: any file "
+        "names and order, some missing.",
+    )
     parser.add_argument("folder", metavar="DIR", help="flight-recorder dumps, pickle or JSON, one file for each rank")
     return parser
 

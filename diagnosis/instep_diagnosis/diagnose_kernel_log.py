@@ -19,8 +19,15 @@ _MICROSECONDS = re.compile(r"^\d+,\d+,(\d{1,18}),[^;]*;")
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """The parser of this command."""
-    parser = commands.add_parser("kernel-log", help="say what each line of a kernel log means")
-    parser.add_argument("file", metavar="FILE", nargs="?", default="-", help="a kernel log, or - for standard input")
+    parser = commands.add_parser(
+        "kernel-log",
+        help="say what each line of a kernel log means",
+        description="What each line means, raw or as a JSON object with a field `line`; without --json only "
+        "the lines that tell of a fault, and which faults stand at the end.",
+    )
+    parser.add_argument(
+        "file", metavar="FILE", nargs="?", default="-", help="a kernel log, plain or gzip, or - for standard input"
+    )
     return parser
 
 
@@ -43,9 +50,10 @@ class _Texts:
 
 def run(options: argparse.Namespace) -> int:
     """Print each line's meaning. Raises `EvidenceError` where the log cannot be read."""
-    is_any, state, texts = False, LatchState(), _Texts(options.file)
+    is_any, state, texts, number, told = False, LatchState(), _Texts(options.file), 0, 0
     for number, line in enumerate(read_kernel_lines(texts), start=1):
         fault = assess(line)
+        told += fault is not None
         fields = _line_fields(line, fault)
         is_any = is_any or fields["severity"] is not None
         if options.json:
@@ -60,6 +68,8 @@ def run(options: argparse.Namespace) -> int:
             f"stands at the end: {latch.key.fault_class} on {latch.key.gpu or '?'}, {latch.count} lines, {work}; "
             f"action {latch.action}; ended by {', '.join(latch.clears)}"
         )
+    if not told and not options.json:
+        print(f"No line tells of a fault, of {number}.")
     return FOUND if is_any else FINE
 
 

@@ -12,7 +12,12 @@ from instep_diagnosis.files.series import SeriesTable, read_series
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """The parser of this command."""
-    parser = commands.add_parser("series", help="say when a worker's level changed, in any series of numbers")
+    parser = commands.add_parser(
+        "series",
+        help="say when a worker's level changed, in any series of numbers",
+        description="When a worker went to another level by itself, in any series above zero; nothing is "
+        "known of the job.",
+    )
     parser.add_argument("file", metavar="FILE.csv", help="columns time, worker, value")
     return parser
 

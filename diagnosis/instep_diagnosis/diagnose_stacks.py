@@ -21,7 +21,11 @@ from instep_diagnosis.files.stacks import read_stack_folder
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """The parser of this command."""
-    parser = commands.add_parser("stacks", help="merge the stacks of many ranks, and show where they part")
+    parser = commands.add_parser(
+        "stacks",
+        help="merge the stacks of many ranks, and show where they part",
+        description="The stacks of all ranks as one tree, and in one line the ranks that are by themselves.",
+    )
     parser.add_argument("folder", metavar="DIR", help="what py-spy dump --json wrote, one file for each rank")
     parser.add_argument("--innermost", action="store_true", help="merge from the innermost frame instead")
     return parser

@@ -13,7 +13,11 @@ from instep_diagnosis.files.cases import read_cases
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """The parser of this command."""
-    parser = commands.add_parser("steps", help="say why a job's steps are slow, from sums per rank and step")
+    parser = commands.add_parser(
+        "steps",
+        help="say why a job's steps are slow, from sums per rank and step",
+        description="Which cause costs the steps of each job most, where it sits, and how much it costs.",
+    )
     parser.add_argument("file", metavar="CASES.jsonl", help="one job a line, plain or gzip")
     return parser
 

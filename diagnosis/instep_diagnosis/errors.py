@@ -16,3 +16,12 @@ class EvidenceError(DiagnosisError):
 
 class CatalogueError(DiagnosisError, ValueError):
     """A catalogue does not hold what it should. The message says which file and row, and what to do."""
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file cannot be read or written, in words without its name.
+
+    >>> reason_of(FileNotFoundError(2, "No such file or directory", "a.zip"))
+    'No such file or directory'
+    """
+    return getattr(error, "strerror", None) or str(error) or "it ends early"

@@ -16,7 +16,7 @@ from instep_diagnosis.catalogues import ACTIONS, CLEARED_BY_ACTION, cancelling_c
 from instep_diagnosis.catalogues.rules import recovery_actions, return_rule
 from instep_diagnosis.kernel_faults import FATAL, KernelFault, recovery_stated
 from instep_diagnosis.kernel_line import LineKind
-from instep_diagnosis.repeats import Occurrence, Repetition, repetitions
+from instep_diagnosis.repeats import Occurrence, Repetition, repeated_codes, repetitions
 
 LATCHES_MAX = 4096
 BOOTS_MAX = 8
@@ -264,7 +264,7 @@ def _cancelled(state: LatchState, event: FaultSeen) -> LatchState:
 
 def _counted(state: LatchState, event: FaultSeen) -> LatchState:
     """With the suspicion that a repetition raises, if it raises one."""
-    if event.fault.line.kind is not LineKind.XID:
+    if event.fault.line.kind is not LineKind.XID or event.fault.line.code not in repeated_codes():
         return state
     one = Occurrence(event.node, event.gpu, event.fault.line, event.at_seconds)
     state = replace(state, seen=(*state.seen, one)[-OCCURRENCES_MAX:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from instep_diagnosis.catalogues.rules import RepeatRule, repeat_rules
 from instep_diagnosis.kernel_line import KernelLine, LineKind
@@ -39,14 +40,25 @@ class Repetition:
         return f"xid-{self.code}-repeated"
 
 
+@cache
+def repeated_codes() -> frozenset[int]:
+    """The codes that a rule is about: of others no line need be kept."""
+    return frozenset(code for rule in repeat_rules() for code in rule.codes)
+
+
 def repetitions(seen: Sequence[Occurrence]) -> list[Repetition]:
     """Every rule that holds at the time of the newest line of its group, whatever the order of the lines."""
-    found = []
-    for rule in repeat_rules():
-        for code in rule.codes:
-            of_code = [one for one in seen if one.line.kind is LineKind.XID and one.line.code == code]
-            found.extend(_of_rule(rule, code, of_code))
-    return found
+    by_code: dict[int | None, list[Occurrence]] = defaultdict(list)
+    for one in seen:
+        if one.line.kind is LineKind.XID:
+            by_code[one.line.code].append(one)
+    return [
+        found
+        for rule in repeat_rules()
+        for code in rule.codes
+        if code in by_code
+        for found in _of_rule(rule, code, by_code[code])
+    ]
 
 
 def _of_rule(rule: RepeatRule, code: int, seen: Sequence[Occurrence]) -> list[Repetition]:

@@ -1,11 +1,12 @@
 """Encode then decode is the identity; a bundle gives its verdict again; damage is told in one sentence."""
 
+import gzip
 import json
 import zipfile
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from instep_diagnosis.bundles import EvidenceBundle, diagnose
 from instep_diagnosis.cli import catalogue, main
@@ -110,6 +111,52 @@ def test_what_is_no_bundle_is_refused(tmp_path, capsys):
         assert "give a bundle that Instep exported" in capsys.readouterr().err
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_bundle_with_any_bytes_changed_or_cut_is_read_or_told_in_one_sentence(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("odd") / "evidence.zip"
+    write_bundle(path, gpu_bundle(), diagnose(gpu_bundle()))
+    raw = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(0, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(raw[: data.draw(st.one_of(st.just(len(raw)), st.integers(0, len(raw))))])
+    try:
+        assert read_bundle(path)[0].facts
+    except EvidenceError as error:
+        assert str(path) in str(error)
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "words"),
+    [
+        ("[" * 100_000, "evidence.json in .* is not what it should be"),
+        ('{"job": 3}', "evidence.json in .* is not what it should be"),
+        ("{}", "holds no evidence of a job or a node"),
+        ('{"version": 99}', "has format 99"),
+    ],
+)
+def test_evidence_that_is_none_is_told_with_its_file(evidence, words, tmp_path):
+    with zipfile.ZipFile(tmp_path / "odd.zip", "w") as archive:
+        archive.writestr("evidence.json", evidence)
+        archive.writestr("verdicts.json", "[]")
+    with pytest.raises(EvidenceError, match=words) as refused:
+        read_bundle(tmp_path / "odd.zip")
+    assert "odd.zip" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_an_encrypted_bundle_is_refused(tmp_path):
+    path = tmp_path / "evidence.zip"
+    write_bundle(path, gpu_bundle(), diagnose(gpu_bundle()))
+    raw = path.read_bytes()
+    for mark, flag in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        parts = raw.split(mark)
+        raw = mark.join([parts[0], *(part[: flag - 4] + b"\x01" + part[flag - 3 :] for part in parts[1:])])
+    path.write_bytes(raw)
+    with pytest.raises(EvidenceError, match="encrypted"):
+        read_bundle(path)
+
+
 def test_a_kernel_log_gives_one_object_for_each_line(tmp_path, capsys):
     log = tmp_path / "kern.log"
     log.write_text(f"usb 1-1: new device\n{XID_79}\n" + json.dumps({"line": XID_79.replace("79", "94")}) + "\n")
@@ -123,6 +170,17 @@ def test_a_kernel_log_gives_one_object_for_each_line(tmp_path, capsys):
     assert set(rows[0]) >= {"kind", "code", "pci", "severity", "workload", "action", "pid", "name", "link", "subcode"}
     log.write_text("usb 1-1: new device\n")
     assert main(["kernel-log", str(log)]) == 0
+    assert capsys.readouterr().out == "No line tells of a fault, of 1.\n"
+
+
+def test_a_log_that_was_rotated_and_packed_is_read_as_it_is(tmp_path, capsys):
+    log = tmp_path / "kern.log.1.gz"
+    log.write_bytes(gzip.compress(f"{XID_79}\n".encode()))
+    assert main(["kernel-log", str(log), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["code"] == 79
+    log.write_bytes(log.read_bytes()[:-12])
+    assert main(["kernel-log", str(log), "--json"]) == 3
+    assert capsys.readouterr().err.startswith(f"instep diagnose: Cannot read {log} (")
 
 
 def test_a_log_that_cannot_be_read_is_told(tmp_path, capsys):

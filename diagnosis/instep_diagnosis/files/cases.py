@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from instep_diagnosis.detectors.step_sums.sums import NAMES, StepSums
-from instep_diagnosis.errors import EvidenceError
+from instep_diagnosis.errors import EvidenceError, reason_of
+from instep_diagnosis.files.gzipped import UNREADABLE, Lines, plain_or_gzip
 
 LINE_BYTES_MAX = 256 * 1024 * 1024
 """One case: 8,192 ranks, 20 names and 128 steps in text."""
@@ -24,10 +22,6 @@ SECONDS_MAX = 1e9
 """No step lasts thirty years; what says so is no duration."""
 
 Array = npt.NDArray[np.float64]
-
-
-class _Lines(Protocol):
-    def readline(self, size: int, /) -> bytes: ...
 
 
 class _Case(msgspec.Struct):
@@ -42,21 +36,17 @@ class _Case(msgspec.Struct):
 
 
 def read_cases(path: str) -> Iterator[StepSums]:
-    """Each case of a file, one at a time. Raises `EvidenceError` where the file or a line cannot be read."""
+    """Each case of a file, one at a time. Raises `EvidenceError` where the file or a line cannot be read, or where
+    there is none."""
     try:
-        with Path(path).open("rb") as stream:
-            if stream.peek(2)[:2] == b"\x1f\x8b":
-                with gzip.GzipFile(fileobj=stream) as unpacked:
-                    yield from _cases(unpacked, path)
-            else:
-                yield from _cases(stream, path)
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise EvidenceError(f"Cannot read {path} ({reason}): give a file of cases, plain or gzip.") from error
+        with plain_or_gzip(Path(path)) as stream:
+            yield from _cases(stream, path)
+    except UNREADABLE as error:
+        raise EvidenceError(f"Cannot read {path} ({reason_of(error)}): give a file of cases, plain or gzip.") from error
 
 
-def _cases(stream: _Lines, path: str) -> Iterator[StepSums]:
-    number = 0
+def _cases(stream: Lines, path: str) -> Iterator[StepSums]:
+    number, is_any = 0, False
     while line := stream.readline(LINE_BYTES_MAX + 1):
         number += 1
         where = f"Line {number} of {path}"
@@ -67,6 +57,9 @@ def _cases(stream: _Lines, path: str) -> Iterator[StepSums]:
                 yield _sums(msgspec.json.decode(line, type=_Case), number)
             except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
                 raise EvidenceError(f"{where} is no case ({error}): see docs/guide/diagnose.md.") from error
+            is_any = True
+    if not is_any:
+        raise EvidenceError(f"{path} holds no case: give one JSON object a line, see docs/guide/diagnose.md.")
 
 
 def _sums(case: _Case, number: int) -> StepSums:
@@ -79,6 +72,8 @@ def _sums(case: _Case, number: int) -> StepSums:
     if min(shape) < 1 or np.prod([float(n) for n in shape]) > VALUES_MAX:
         raise ValueError(f"{shape[0]} steps of {case.pp} stages and {case.dp} ranks are none or too many")
     seconds = {name: _array(case.agg.get(name), shape, name) for name in NAMES}
+    if silent := [name for name in ("fwd", "bwd") if not np.isfinite(seconds[name]).any()]:
+        raise ValueError(f"{silent[0]} holds no duration of any rank")
     early = {name: _array(case.ref.get(name), shape[1:], name) for name in NAMES}
     return StepSums(str(case.id) or str(number), case.mb, _ranks(case, shape), _steps(case, shape[0]), seconds, early)
 

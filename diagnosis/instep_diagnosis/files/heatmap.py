@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from instep_diagnosis.errors import EvidenceError
+from instep_diagnosis.errors import EvidenceError, reason_of
 from instep_diagnosis.whatif.trace import Array
 
 COLOUR_LOW, COLOUR_HIGH = 1.0, 1.5
@@ -30,6 +30,8 @@ def write_heatmap(path: Path, slowdown_PD: Array, title: str) -> None:
                 axes.text(dp, stage, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
     figure.colorbar(shown, label="slowdown by this worker alone")
     try:
-        figure.savefig(path)
+        figure.savefig(path, format=path.suffix[1:] or "png")
     except (OSError, ValueError) as error:
-        raise EvidenceError(f"Cannot write the heat map {path} ({error}): name a .png in a folder of yours.") from error
+        raise EvidenceError(
+            f"Cannot write the heat map {path} ({reason_of(error)}): name a .png in a folder of yours."
+        ) from error
