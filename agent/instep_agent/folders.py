@@ -11,7 +11,7 @@ ENTRIES_MAX = 4096
 """Of one folder; what is beyond is not looked at."""
 
 
-_NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 """Nothing of that name, a file, or a link."""
 
 
@@ -31,7 +31,7 @@ class Folder:
             try:
                 self._descriptor = os.open(self._name, FOLDER_FLAGS, dir_fd=self._dir_fd)
             except OSError as error:
-                self.problem = "" if error.errno in _NO_FOLDER else os.strerror(error.errno or errno.EIO).lower()
+                self.problem = "" if error.errno in NO_FOLDER else os.strerror(error.errno or errno.EIO).lower()
         return self._descriptor
 
     def __exit__(self, *_: object) -> None:

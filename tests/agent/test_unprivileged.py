@@ -125,3 +125,17 @@ def test_check_names_the_right_that_each_lacks(node):
     assert "CAP_SYSLOG" in by_name["kernel_log"]["needs"]
     assert "root" in by_name["rank_records"]["needs"], "records are for their owner's eyes"
     assert by_name["host"]["verdict"] == by_name["rdma_ports"]["verdict"] == "present"
+
+
+def test_a_run_that_may_not_be_looked_into_is_failing_and_an_empty_one_is_not(node):
+    (run,) = (node / "records/node-a").iterdir()
+    shutil.rmtree(run / "0")
+    run.chmod(0o755)
+    _, rows = seen_by_nobody(node, "check")
+    (empty,) = [row for row in rows if row["source"] == "rank_records"]
+    assert empty["verdict"] == "present", "there is a run, and no rank in it"
+    run.chmod(0o700)
+    code, rows = seen_by_nobody(node, "check")
+    (closed,) = [row for row in rows if row["source"] == "rank_records"]
+    assert (code, closed["verdict"]) == (3, "failing")
+    assert closed["detail"] == f"Cannot look into {run} (permission denied): run the agent as root, or as their owner."

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from instep_agent.errors import Absent, RankRecordError, RecordInvalid, SourceFailed
-from instep_agent.folders import ENTRIES_MAX, FOLDER_FLAGS, Folder, inode, names, newest_names
+from instep_agent.folders import ENTRIES_MAX, FOLDER_FLAGS, NO_FOLDER, Folder, inode, names, newest_names
 from instep_agent.host.processes import Process
 from instep_agent.metric import gauge
 from instep_agent.node import Node
@@ -121,6 +121,9 @@ class RankRecords:
         self._next_listing_ns = 0
         self._listed: dict[str, int] = {}
         """The folders that the last discovery listed, and when each was changed."""
+        self._closed: dict[str, str] = {}
+        """Runs with a folder that could not be looked into: which, and why; "" stands for the folder of all runs. What
+        is open already stays open."""
 
     def collect(self, node: Node) -> Iterator[RankReport | Sample]:
         """Yield a report for each rank, then how many there are.
@@ -131,6 +134,8 @@ class RankRecords:
         if now_ns >= self._next_discovery_ns:
             self._next_discovery_ns = now_ns + int(self.discovery_interval_seconds * 1e9)
             self._discover(node)
+        if "" in self._closed and not self._watched:
+            raise self._cannot_look()
         self.rest_seconds = self.calm_interval_seconds
         for said in self._read_all(node):
             if said.heartbeat_age_seconds > LIVELY_SECONDS or said.process_state not in _UNTROUBLED:
@@ -144,6 +149,13 @@ class RankRecords:
         forbidden = sum(refused.is_forbidden for refused in self._refused.values())
         if forbidden:
             raise SourceFailed(f"{forbidden} rank records may not be read: run the agent as root, or as their owner.")
+        if self._closed:
+            raise self._cannot_look()
+
+    def _cannot_look(self) -> SourceFailed:
+        first, *others = self._closed.values()
+        more = f", nor into {len(others)} more" if others else ""
+        return SourceFailed(f"Cannot look into {first}{more}: run the agent as root, or as their owner.")
 
     def close(self) -> None:
         """Close every record."""
@@ -200,7 +212,7 @@ class RankRecords:
     def _discover(self, node: Node) -> None:
         """Look for records that are new or gone; in folders that have not changed since there are none."""
         now_ns = node.monotonic_ns()
-        if now_ns < self._next_listing_ns and not self._refused and self._are_unchanged():
+        if now_ns < self._next_listing_ns and not (self._refused or self._closed) and self._are_unchanged():
             return
         self._listed.clear()
         self._list(node)
@@ -218,45 +230,52 @@ class RankRecords:
         root = node.record_root / node.name
         try:
             descriptor = os.open(root, FOLDER_FLAGS)
-        except PermissionError as error:
-            self.close()
-            raise SourceFailed(f"Cannot look into {root} (permission denied): run the agent as root.") from error
         except OSError as error:
+            if error.errno not in NO_FOLDER:
+                self._closed = {"": f"{root} ({(error.strerror or '').lower()})"}
+                return
             self.close()
             raise Absent(f"{root} does not exist: no rank has written a record on this node.") from error
         try:
-            self._note_listed(str(root), descriptor)
+            self._listed[str(root)] = os.fstat(descriptor).st_mtime_ns
             found = set(self._walk(descriptor, node))
         finally:
             os.close(descriptor)
         for place in set(self._watched) - found:
-            self._forget(place)
-        self._ended &= found
+            if place.run not in self._closed:
+                self._forget(place)
+        self._ended = {place for place in self._ended if place in found or place.run in self._closed}
 
     def _walk(self, root: int, node: Node) -> Iterator[_Place]:
         """Yield the place of every sound record, and open those that are new."""
         seen: set[_Place] = set()
         watched = {place.run for place in self._watched}  # what newer folders there are hides none of them
+        self._closed = {}
         for run in sorted(watched.union(newest_names(root, RUNS_MAX))):
-            with Folder(run, root) as run_folder:
-                self._note_listed(f"{node.record_root}/{node.name}/{run}", run_folder)
+            path = f"{node.record_root}/{node.name}/{run}"
+            with (opening := Folder(run, root)) as run_folder:
+                self._note_listed(path, run_folder, run, opening.problem)
                 for attempt in _newest_attempts(run_folder):
-                    with Folder(attempt, run_folder) as folder:
-                        self._note_listed(f"{node.record_root}/{node.name}/{run}/{attempt}", folder)
+                    with (opening := Folder(attempt, run_folder)) as folder:
+                        self._note_listed(f"{path}/{attempt}", folder, run, opening.problem)
                         ranks = _numbers(folder)[:RANKS_MAX]
                         for rank in ranks:
                             place = _Place(run, int(attempt), int(rank), inode(rank, folder))
                             seen.add(place)
                             if self._is_open(place, rank, folder, node):
                                 yield place
-                    if ranks:
+                    if ranks or opening.problem:  # an older attempt says nothing of one that cannot be looked into
                         break
-        self._refused = {place: refused for place, refused in self._refused.items() if place in seen}
+        self._refused = {
+            place: refused for place, refused in self._refused.items() if place in seen or place.run in self._closed
+        }
         self._invalid = len(self._refused)
 
-    def _note_listed(self, path: str, folder: int) -> None:
+    def _note_listed(self, path: str, folder: int, run: str, problem: str) -> None:
         if folder >= 0:
             self._listed[path] = os.fstat(folder).st_mtime_ns
+        if problem:
+            self._closed[run] = f"{path} ({problem})"
 
     def _is_open(self, place: _Place, name: str, folder: int, node: Node) -> bool:
         if place in self._watched or place in self._ended:

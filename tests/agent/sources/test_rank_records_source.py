@@ -1,10 +1,11 @@
 """Finding, following and forgetting the rank records of a node."""
 
+import errno
 import os
 import time
 
 import pytest
-from instep_agent.errors import Absent
+from instep_agent.errors import Absent, SourceFailed
 from instep_agent.folders import newest_names
 from instep_agent.node import Node
 from instep_agent.rank_record import Phase, RankRecordWriter
@@ -98,6 +99,53 @@ def test_folders_that_have_not_changed_are_not_listed_again(tmp_path, source, mo
     before = len(listed)
     collect(source, tmp_path, later_seconds=RELIST_SECONDS)
     assert len(listed) == before + 1, "now and then they are listed all the same"
+
+
+@pytest.fixture
+def closed(monkeypatch):
+    """Names of folders that cannot be opened."""
+    names = set()
+    opened = os.open
+
+    def refuse(path, *arguments, **options):
+        if os.path.basename(path) in names:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    return names
+
+
+def collect_failing(source, root, *, later_seconds):
+    """The runs whose ranks were reported before the source failed, and its sentence."""
+    node = Node("node-a", record_root=root, monotonic_ns=lambda: time.monotonic_ns() + int(later_seconds * 1e9))
+    runs = []
+    with pytest.raises(SourceFailed) as failed:
+        for reading in source.collect(node):
+            if isinstance(reading, RankReport):
+                runs.append(reading.run)
+    return sorted(runs), str(failed.value)
+
+
+@pytest.mark.parametrize(("name", "where"), [("run", "node-a/run"), ("0", "node-a/other/0"), ("node-a", "node-a")])
+def test_a_folder_that_cannot_be_looked_into_is_a_failure_and_ends_no_rank(tmp_path, source, closed, name, where):
+    for run in ("run", "other"):
+        new_writer(tmp_path, run=run)
+    assert len(collect(source, tmp_path)[0]) == 2
+    closed.add(name)
+    runs, said = collect_failing(source, tmp_path, later_seconds=2 * RELIST_SECONDS)
+    assert runs == ["other", "run"], "what is open already is read"
+    assert said.startswith(f"Cannot look into {tmp_path}/{where} (too many open files)")
+    assert (", nor into 1 more: run the agent" in said) is (name == "0")
+    closed.clear()
+    assert len(collect(source, tmp_path, later_seconds=2 * RELIST_SECONDS)[0]) == 2
+
+
+def test_an_older_attempt_does_not_stand_in_for_one_that_cannot_be_looked_into(tmp_path, source, closed):
+    for attempt in (0, 1):
+        new_writer(tmp_path, attempt=attempt)
+    closed.add("1")
+    assert collect_failing(source, tmp_path, later_seconds=0.0)[0] == []
 
 
 def test_ranks_of_another_node_are_not_ours(tmp_path, source):
