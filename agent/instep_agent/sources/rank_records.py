@@ -222,12 +222,15 @@ class RankRecords:
 
     def _are_unchanged(self) -> bool:
         try:
-            return all(os.lstat(path).st_mtime_ns == changed_ns for path, changed_ns in self._listed.items())
+            return bool(self._listed) and all(
+                os.lstat(path).st_mtime_ns == changed_ns for path, changed_ns in self._listed.items()
+            )
         except OSError:
             return False
 
     def _list(self, node: Node) -> None:
         root = node.record_root / node.name
+        self._closed = {}
         try:
             descriptor = os.open(root, FOLDER_FLAGS)
         except OSError as error:
@@ -250,7 +253,6 @@ class RankRecords:
         """Yield the place of every sound record, and open those that are new."""
         seen: set[_Place] = set()
         watched = {place.run for place in self._watched}  # what newer folders there are hides none of them
-        self._closed = {}
         for run in sorted(watched.union(newest_names(root, RUNS_MAX))):
             path = f"{node.record_root}/{node.name}/{run}"
             with (opening := Folder(run, root)) as run_folder:

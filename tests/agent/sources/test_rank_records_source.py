@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import time
 
 import pytest
@@ -10,7 +11,13 @@ from instep_agent.folders import newest_names
 from instep_agent.node import Node
 from instep_agent.rank_record import Phase, RankRecordWriter
 from instep_agent.sources import rank_records
-from instep_agent.sources.rank_records import GONE_REPORTED_SECONDS, LIVELY_SECONDS, RELIST_SECONDS, RankRecords
+from instep_agent.sources.rank_records import (
+    GONE_REPORTED_SECONDS,
+    LIVELY_SECONDS,
+    RELIST_SECONDS,
+    UNCHANGED_SECONDS,
+    RankRecords,
+)
 from instep_agent.wire import RankReport
 from made_records import identity_of, new_writer
 
@@ -139,6 +146,24 @@ def test_a_folder_that_cannot_be_looked_into_is_a_failure_and_ends_no_rank(tmp_p
     assert (", nor into 1 more: run the agent" in said) is (name == "0")
     closed.clear()
     assert len(collect(source, tmp_path, later_seconds=2 * RELIST_SECONDS)[0]) == 2
+
+
+def test_a_folder_of_runs_that_went_away_is_absent_and_found_again_at_once(tmp_path, source, closed):
+    new_writer(tmp_path)
+    assert len(collect(source, tmp_path, later_seconds=2 * UNCHANGED_SECONDS)[0]) == 1, (
+        "settled: not listed for a while"
+    )
+    shutil.rmtree(tmp_path / "node-a")
+    for _ in range(2):
+        with pytest.raises(Absent):
+            collect(source, tmp_path, later_seconds=2 * UNCHANGED_SECONDS)
+    closed.add("node-a")
+    collect_failing(source, tmp_path, later_seconds=2 * UNCHANGED_SECONDS)
+    closed.clear()
+    with pytest.raises(Absent):
+        collect(source, tmp_path, later_seconds=2 * UNCHANGED_SECONDS)
+    new_writer(tmp_path)
+    assert len(collect(source, tmp_path, later_seconds=2 * UNCHANGED_SECONDS)[0]) == 1
 
 
 def test_an_older_attempt_does_not_stand_in_for_one_that_cannot_be_looked_into(tmp_path, source, closed):
