@@ -67,7 +67,7 @@ class StragglerSettings:
     """Of two ranks, the slow one must also have risen over its own past by so many standard errors."""
     pair_rise_z_min: float = 5.0
     """… and by so many, …"""
-    pair_rise_ratio_min: float = 1.03
+    pair_rise_ratio_min: float = 1.018
     """… and by this much, where that rise is all there is: what moves a single peer is averaged with nobody's."""
     noise_ratio_min: float = 0.003
     """Floor of the noise of one step (log ratio), so that perfectly even data does not make a microsecond
@@ -89,9 +89,10 @@ class StragglerSettings:
     """No more than this share of the stretch may look healthy: a slow rank is slow in all its steps, a burst is not."""
     rise_fast_share_max: float = 0.25
     """… and no more than this of a rise, or where neighbours disturb."""
-    rise_ratio_min: float = 1.02
-    """Smallest rise over a rank's own past that is named: on even work 2 % shows."""
-    wander_share: float = 0.2
+    rise_ratio_min: float = 1.015
+    """Smallest rise over a rank's own past that is named: on even work 2 % shows, also where a few per cent of a step
+    are calls that do not become slower."""
+    wander_share: float = 0.27
     """Share of that rise by which a healthy rank's level may wander."""
     rise_steps_min: int = 12
     """A rise must last so long."""

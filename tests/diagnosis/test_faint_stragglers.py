@@ -34,6 +34,26 @@ def test_a_few_per_cent_are_found_within_twenty_steps_in_a_quiet_job(noise, rati
     assert sum(delay <= 20 for delay in delays) >= 0.97 * len(delays)
 
 
+@pytest.mark.parametrize(("noise", "ratio"), [(0.002, 1.02), (0.004, 1.03)])
+def test_of_two_quiet_ranks_the_one_that_became_a_few_per_cent_slower_is_found(noise, ratio):
+    delays = [delay_steps(seed, noise=noise, ratio=ratio, ranks=2) for seed in range(16)]
+    assert sum(delay <= 20 for delay in delays) >= 0.97 * len(delays)
+
+
+def test_two_per_cent_show_where_a_tenth_of_each_step_does_not_become_slower():
+    own_TR = own_work(steps=100, ranks=4, noise=0.002)
+    assert blamed(own_TR) == []
+    own_TR[80:, 3] += 0.9 * 0.02 * own_TR[80:, 3]
+    assert blamed(own_TR) == [3]
+
+
+@pytest.mark.parametrize(("noise", "autocorrelation"), [(0.002, 0.0), (0.004, 0.3), (0.01, 0.3)])
+def test_two_healthy_quiet_ranks_raise_nothing_in_thousands_of_steps(noise, autocorrelation):
+    own_TR = own_work(steps=4000, ranks=2, noise=noise, autocorrelation=autocorrelation, seed=5)
+    for newest in range(WINDOW, len(own_TR), 8):
+        assert blamed(own_TR[newest - WINDOW : newest]) == [], newest
+
+
 @pytest.mark.parametrize(("every", "ratio"), [(5, 1.3), (3, 1.2), (8, 2.0)])
 def test_a_rank_that_is_slow_now_and_then_is_named(every, ratio):
     own_TR = own_work(steps=WINDOW, ranks=8, noise=0.01)

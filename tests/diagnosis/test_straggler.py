@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from instep_agent.wire import StepReport
 from instep_diagnosis.detectors.straggler import detect_stragglers
+from instep_diagnosis.detectors.work import per_tokens
 from instep_diagnosis.evidence import JobSteps
 from instep_diagnosis.verdict import Cause, Certainty, Kind, Owner
 from msgspec.structs import replace
@@ -125,6 +126,25 @@ def test_more_tokens_are_more_work_and_no_slowness():
     assert detect_stragglers(job_steps(own_TR, tokens_TR=tokens_TR)) == []
     own_TR[30:, 2] *= 1.3
     assert names(detect_stragglers(job_steps(own_TR, tokens_TR=tokens_TR))) == [2]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_where_sequences_vary_the_slow_rank_is_named_whoever_had_to_wait_by_its_tokens(seed):
+    tokens_TR = np.random.default_rng(seed).integers(1_024, 8_192, (80, 4))
+    own_TR = own_work(steps=80, noise=0.006, seed=seed) * (0.1 + 0.9 * tokens_TR / 4_608)
+    assert detect_stragglers(job_steps(own_TR, tokens_TR=tokens_TR)) == []
+    own_TR[60:, 1] *= 1.1
+    assert names(detect_stragglers(job_steps(own_TR, tokens_TR=tokens_TR))) == [1]
+
+
+def test_a_slow_ranks_long_steps_do_not_bend_what_tokens_are_held_to_take():
+    tokens_TR = np.random.default_rng(3).integers(1_024, 8_192, (128, 2)).astype(float)
+    own_TR = 0.03 + 0.17 * tokens_TR / 4_608
+    slow_TR = own_TR.copy()
+    slow_TR[30:58, 1] *= 1.5
+    even_TR = per_tokens(slow_TR, tokens_TR, np.zeros_like(tokens_TR))[58:]
+    assert np.ptp(even_TR) / even_TR.mean() < 0.05
+    assert np.ptp(per_tokens(own_TR, tokens_TR, np.zeros_like(tokens_TR))) < 1e-6
 
 
 def test_a_rank_that_always_gets_more_tokens_is_not_slow():

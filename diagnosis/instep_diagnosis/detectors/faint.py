@@ -14,7 +14,10 @@ from instep_diagnosis.detectors.work import Array, peers_median
 from instep_diagnosis.settings import StragglerSettings
 
 _HITS_MANY = 6
-"""So many may be as rare as they like."""
+"""So many may be rare, …"""
+_RARE_CHANCE = 1e-5
+"""… if single long steps that fall on one rank or another (compiling) would fall on one of them as often no oftener
+than this."""
 _SILENCE_MAX = 4.0
 """A fault that still goes on is silent for so many of its mean gaps once in e⁴ = 55 times."""
 
@@ -79,7 +82,7 @@ def intermittent(hits_TR: Hits, x_T: Array, column: int, settings: StragglerSett
         return None
     for place, first in enumerate(rows[: rows.size - settings.hits_min + 1]):
         chosen = rows[place:]
-        if not _is_now_and_then(chosen, len(own_T) - int(first), settings):
+        if not _is_now_and_then(hits_TR[first:], chosen, settings):
             continue
         evidence = _evidence(hits_TR, column, int(first)) / _mean_run(hits_TR)
         lost = float(np.clip(x_T[chosen], 0.0, 0.7).sum())
@@ -88,11 +91,26 @@ def intermittent(hits_TR: Hits, x_T: Array, column: int, settings: StragglerSett
     return None
 
 
-def _is_now_and_then(rows: npt.NDArray[np.intp], length: int, settings: StragglerSettings) -> bool:
-    runs = 1 + int(np.sum(np.diff(rows) > 1))
-    is_often = rows.size >= _HITS_MANY or rows.size >= settings.hit_rate_min * length
+def _is_now_and_then(hits_TR: Hits, rows: npt.NDArray[np.intp], settings: StragglerSettings) -> bool:
+    """`hits_TR` are all slow steps since the first of `rows`, those of one rank."""
+    runs, length = 1 + int(np.sum(np.diff(rows) > 1)), len(hits_TR)
+    is_rare = rows.size >= _HITS_MANY and chance_of(rows.size, int(hits_TR.sum()), hits_TR.shape[1]) <= _RARE_CHANCE
     is_short = rows.size <= settings.hit_run_steps_max * runs
-    return runs >= 2 and is_often and is_short and length >= settings.run_steps_min
+    is_often = rows.size >= settings.hit_rate_min * length
+    return runs >= 2 and (is_often or is_rare) and is_short and length >= settings.run_steps_min
+
+
+def chance_of(own: int, whole: int, ranks: int) -> float:
+    """How likely one of the ranks has so many of all slow steps, where each falls on any of them (Chernoff's bound).
+
+    >>> round(chance_of(10, 10, 4), 7), round(chance_of(3, 12, 4), 1)
+    (3.8e-06, 4.0)
+    """
+    share, usual = own / whole, 1.0 / ranks
+    if share <= usual:
+        return float(ranks)
+    rest = (1.0 - share) * np.log((1.0 - share) / (1.0 - usual)) if share < 1.0 else 0.0
+    return float(ranks * np.exp(-whole * (share * np.log(share / usual) + rest)))
 
 
 def _evidence(hits_TR: Hits, column: int, first: int) -> float:

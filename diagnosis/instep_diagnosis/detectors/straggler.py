@@ -150,10 +150,11 @@ def _lasts(extra_TR: Array, slow: Slowdown, settings: StragglerSettings) -> bool
 def _waits_least(arrays: StepArrays, slow: Slowdown, cause: Cause | None = None) -> bool:
     """Peers wait for a straggler, and it for nobody: its wait lies below theirs in the stretch.
 
-    Where work is slow, waiting for a core counts too: a peer that had none for a while makes the slow rank wait.
+    Where work is slow, waiting for a core counts too: a peer that had none for a while makes the slow rank wait. Waits
+    are those that average tokens would have made: where sequences vary, these decide who waits in a step.
     """
     rows = list(slow.rows)
-    wait_TR = arrays.wait_seconds_TR[rows]
+    wait_TR = arrays.wait_seconds_TR[rows] + arrays.tokens_seconds_TR[rows]
     if cause is None:
         wait_TR = wait_TR + np.nan_to_num(arrays.starved_seconds_TR[rows])
     own = float(np.nanmean(wait_TR[:, slow.column]))

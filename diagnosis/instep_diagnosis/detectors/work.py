@@ -21,6 +21,8 @@ _TOKENS_SPREAD_MIN = 0.01
 """Tokens that differ by less than this between rank-steps need no correction."""
 _AHEAD_STEPS_MAX = 16
 """A rank may have finished so many steps more than any other."""
+_FITTED_SHARE_MIN = 0.05
+"""No step is taken to need less than this share of the average work for its tokens."""
 _SECONDS_MIN = 1e-6
 """Least duration taken into a logarithm: below it a clock resolves nothing."""
 
@@ -39,6 +41,9 @@ class StepArrays:
     cpu_seconds_TR: Array
     starved_seconds_TR: Array
     data_seconds_TR: Array
+    tokens_seconds_TR: Array
+    """What a step took beyond the average because of its tokens: own work was so much longer before it was corrected.
+    Below zero for few tokens; 0 where they are equal."""
 
 
 def step_arrays(job: JobSteps, *, window_steps: int) -> StepArrays | None:
@@ -65,9 +70,9 @@ def step_arrays(job: JobSteps, *, window_steps: int) -> StepArrays | None:
         # A list, because only that takes None for NaN.
         columns_KTR[k, place_N[is_in_N], column_N[is_in_N]] = np.array(list(map(attrgetter(name), rows)), dtype=float)
     wall, wait, cpu, starved, data, checkpoint, evaluation, tokens, squared = columns_KTR
-    own = wall - wait - np.nan_to_num(starved) - (data + checkpoint + evaluation)
-    corrected = per_tokens(np.maximum(own, _SECONDS_MIN), tokens, squared)
-    return StepArrays(ranks, tuple(steps.tolist()), corrected, wait, cpu, starved, data)
+    own = np.maximum(wall - wait - np.nan_to_num(starved) - (data + checkpoint + evaluation), _SECONDS_MIN)
+    corrected = per_tokens(own, tokens, squared)
+    return StepArrays(ranks, tuple(steps.tolist()), corrected, wait, cpu, starved, data, own - corrected)
 
 
 _FIELDS = (
@@ -116,7 +121,7 @@ def per_tokens(own_seconds_TR: Array, tokens_TR: Array, tokens_squared_TR: Array
         features_FN = np.vstack([features_FN, squared / squared.mean()])
     fitted = _nonnegative_fit(features_FN, own_seconds_TR[is_known])
     corrected = own_seconds_TR.copy()
-    corrected[is_known] = own_seconds_TR[is_known] * fitted.mean() / np.maximum(fitted, 0.05 * fitted.mean())
+    corrected[is_known] = own_seconds_TR[is_known] * fitted.mean() / fitted
     return corrected
 
 
@@ -125,17 +130,26 @@ def _is_even(values: Array) -> bool:
 
 
 def _nonnegative_fit(features_FN: Array, own_N: Array) -> Array:
-    """The least-squares fit with coefficients ≥ 0, by trying every subset of at most three features."""
-    best, best_error = np.full_like(own_N, own_N.mean()), float(np.var(own_N)) * own_N.size
+    """The fit with coefficients ≥ 0 that has the least squares of *relative* errors, since ranks are compared by ratio:
+    else a slow rank's long steps bend it, and short steps pay. At least a twentieth of its mean."""
+    plain_N = _least_squares(features_FN, own_N, np.ones_like(own_N))
+    return _least_squares(features_FN, own_N, 1.0 / plain_N**2)
+
+
+def _least_squares(features_FN: Array, own_N: Array, weight_N: Array) -> Array:
+    """Weighted, coefficients ≥ 0: by trying every subset of at most three features."""
+    weighted_FN = features_FN * weight_N
+    gram_FF, target_F = weighted_FN @ features_FN.T, weighted_FN @ own_N
+    best_F, best_gain = np.zeros(len(features_FN)), 0.0
     for size in range(1, len(features_FN) + 1):
-        for chosen in combinations(range(len(features_FN)), size):
-            part_FN = features_FN[list(chosen)]
-            coefficients, *_ = np.linalg.lstsq(part_FN.T, own_N, rcond=None)
-            fitted = coefficients @ part_FN
-            error = float(np.sum((own_N - fitted) ** 2))
-            if (coefficients >= 0).all() and error < best_error * (1 - 1e-9):
-                best, best_error = fitted, error
-    return best
+        for chosen in map(list, combinations(range(len(features_FN)), size)):
+            coefficients, *_ = np.linalg.lstsq(gram_FF[np.ix_(chosen, chosen)], target_F[chosen], rcond=None)
+            gain = float(coefficients @ target_F[chosen])
+            if (coefficients >= 0).all() and gain > best_gain * (1 + 1e-9):
+                best_F, best_gain = np.zeros(len(features_FN)), gain
+                best_F[chosen] = coefficients
+    fitted_N = best_F @ features_FN
+    return np.asarray(np.maximum(fitted_N, _FITTED_SHARE_MIN * fitted_N.mean()))
 
 
 def peers_median(values_TR: Array) -> Array:

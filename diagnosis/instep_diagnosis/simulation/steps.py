@@ -158,8 +158,11 @@ def step_case(
     ratio: float | None = None,
     sigma: float | None = None,
     layout: str | None = None,
+    steps: int = FAULTY_STEPS,
+    noise_kind: str = "paced",
 ) -> StepCase:
-    """One job; the same for the same arguments. Faults are 3 to 50 % where `ratio` leaves them open."""
+    """One job; the same for the same arguments. Faults are 3 to 50 % where `ratio` leaves them open. `steps` follow the
+    onset; the noise is that of one kind of recorded work."""
     random = np.random.default_rng([seed, 5])
     layout = layout or str(random.choice(LAYOUTS))
     count = ranks or int(random.choice([4, 8, 16, 32, 64]))
@@ -171,7 +174,8 @@ def step_case(
     rank = int(random.integers(count)) if kind in FAULTS else None
     onset = HEALTHY_STEPS + int(random.integers(16))
     seconds = float(random.uniform(*STEP_SECONDS))
-    parts = _healthy(random, onset + FAULTY_STEPS, count, seconds, spread)
+    drawn_TR = scaled_noise(random, onset + steps, count, sigma=spread, kind=noise_kind)
+    parts = _healthy(random, seconds, drawn_TR)
     _put(random, kind, parts, rank, size, onset, seconds)
     tokens_TR = np.rint(parts.pop("tokens_TR")).astype(np.int64)
     return StepCase(seed, layout, kind, rank, size, spread, onset, **parts, tokens_TR=tokens_TR)
@@ -182,8 +186,8 @@ def _least(kind: StepFault) -> float:
     return {StepFault.STARVED: 1.4, StepFault.DATA: 1.3, StepFault.NOW_AND_THEN: 1.3}.get(kind, 1.0)
 
 
-def _healthy(random: np.random.Generator, steps: int, ranks: int, seconds: float, sigma: float) -> dict[str, Array]:
-    own_TR = seconds * np.exp(scaled_noise(random, steps, ranks, sigma=sigma))
+def _healthy(random: np.random.Generator, seconds: float, noise_TR: Array) -> dict[str, Array]:
+    own_TR = seconds * np.exp(noise_TR)
     zero_TR = np.zeros_like(own_TR)
     data_TR = 0.01 * seconds * np.exp(0.3 * random.standard_normal(own_TR.shape))
     return {
@@ -252,4 +256,5 @@ def arrays_of(case: StepCase, end: int, *, window_steps: int) -> StepArrays:
         cpu_seconds_TR=case.cpu_TR[rows],
         starved_seconds_TR=case.starved_TR[rows],
         data_seconds_TR=case.data_TR[rows],
+        tokens_seconds_TR=np.zeros_like(wait_TR),
     )
