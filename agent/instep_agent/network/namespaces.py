@@ -12,14 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from instep_agent.errors import RankRecordError, SourceFailed
-from instep_agent.folders import FOLDER_FLAGS, Folder, names, newest_names
+from instep_agent.errors import SourceFailed
 from instep_agent.host.processes import look_at, owner_of
 from instep_agent.node import Node
-from instep_agent.rank_record.reader import RecordReader
+from instep_agent.ranks.recorded import recorded_ranks
 
-RUNS_MAX = 64
-RANKS_MAX = 256
 _CLONE_NEWNET = 0x40000000
 _RIGHTS = (
     "give the agent CAP_SYS_ADMIN, CAP_SYS_PTRACE and the node's pid namespace, or let the job use the node's network"
@@ -93,30 +90,11 @@ def _inode(path: Path) -> int:
 
 def _processes(node: Node) -> Iterator[tuple[str, int]]:
     """Yield the ranks with a GPU of each run's newest attempt, and their pid; 0 when it cannot be looked up."""
-    try:
-        root = os.open(node.record_root / node.name, FOLDER_FLAGS)
-    except OSError:
-        return
-    try:
-        for run in newest_names(root, RUNS_MAX):
-            with Folder(run, root) as folder:
-                attempts = sorted(filter(str.isdecimal, names(folder, RANKS_MAX)), key=int)
-                with Folder(attempts[-1] if attempts else ".", folder) as attempt:
-                    for name in filter(str.isdecimal, names(attempt, RANKS_MAX)):
-                        yield from _process(node, name, attempt)
-    finally:
-        os.close(root)
-
-
-def _process(node: Node, name: str, folder: int) -> Iterator[tuple[str, int]]:
-    try:
-        owner = os.stat(name, dir_fd=folder, follow_symlinks=False).st_uid
-        with RecordReader(name, dir_fd=folder, uid=owner) as reader:
-            record = reader.read(with_collectives=False)
-    except (RankRecordError, OSError):  # not a sound record: the source of rank records counts it
-        return
-    header, identity = record.header, record.identity
-    state = look_at(header.pid, header.pid_start_ticks, namespace=header.pid_namespace, proc=node.proc).state
-    is_its_own = state == "unknown" or owner_of(header.pid, node.proc) == owner  # a record may name any process
-    if identity.gpu and state not in ("gone", "zombie") and is_its_own:
-        yield f"rank {identity.rank} of run {identity.run}", 0 if state == "unknown" else header.pid
+    for rank in recorded_ranks(node):
+        header = rank.header
+        state = look_at(header.pid, header.pid_start_ticks, namespace=header.pid_namespace, proc=node.proc).state
+        # A record may name any process.
+        is_its_own = state == "unknown" or owner_of(header.pid, node.proc) == rank.owner
+        if rank.identity.gpu and state not in ("gone", "zombie") and is_its_own:
+            name = f"rank {rank.identity.rank} of run {rank.identity.run}"
+            yield name, 0 if state == "unknown" else header.pid

@@ -88,13 +88,14 @@ class _Worker:
         from instep_agent.node import Node
 
         self.now_ns = 10**12
-        self.node = Node(name="n1", monotonic_ns=lambda: self.now_ns, realtime_ns=lambda: 10**18 + self.now_ns)
+        clocks = {"monotonic_ns": lambda: self.now_ns, "realtime_ns": lambda: 10**18 + self.now_ns}
+        self.new_node = lambda record_root: Node(name="n1", record_root=Path(record_root), **clocks)
         self.calls: list[str] = []
         self.driver, self.sources = None, {}
         self.reset()
 
-    def reset(self) -> dict:
-        """Begin anew, as a fresh process would."""
+    def reset(self, record_root: str = "/nowhere") -> dict:
+        """Begin anew, as a fresh process would; on a node with these rank records."""
         from instep_agent.gpu import nvml
         from instep_agent.sources import gpu_sources
         from instep_agent.sources.gpu_recovery import GpuRecovery
@@ -103,6 +104,7 @@ class _Worker:
             self.driver.close()
         nvml.announce = self.calls.append
         nvml.announce_encoded = lambda call: self.calls.append(call.decode())
+        self.node = self.new_node(record_root)
         self.driver = nvml.Driver()
         self.sources = {source.name: source for source in gpu_sources(self.driver)}
         self.sources["gpu_recovery"] = GpuRecovery(self.driver, monotonic_ns=lambda: self.now_ns)

@@ -1,6 +1,10 @@
 """Memory health, PCIe, NVLink, fabric, performance counters and processes of every GPU."""
 
+import contextlib
+import os
+
 import pytest
+from made_records import new_writer
 from nvml_scenario import GIB, field
 
 ALL = [str(gpu) for gpu in range(8)]
@@ -238,6 +242,20 @@ def test_processes_are_named_by_pid_with_their_memory(peer, scenario):
     assert answer.values("instep_gpu_process_memory_bytes", pid="4711") == {"0": 2 * GIB}
     assert answer.values("instep_gpu_process_memory_bytes", pid="1000") == {"0": 60 * GIB}
     assert answer.values("instep_gpu_process_memory_bytes", pid="4712") == {}, "the driver does not say how much"
+
+
+MEMORY_OF_PROCESS = "instep_gpu_process_memory_bytes"
+
+
+def test_a_process_that_is_a_rank_is_named_as_one_and_no_other_is(peer, scenario, tmp_path):
+    me = str(os.getpid())
+    with contextlib.closing(new_writer(tmp_path, rank=3, job="train", run="r-1", node="n1")):
+        scenario.add(f"0.process {me} {2 * GIB}", f"0.process {os.getppid()} {GIB}")
+        peer.ask(do="reset", record_root=str(tmp_path))
+        answer = peer.collect("gpu_processes")
+    assert answer.values(MEMORY_OF_PROCESS, pid=me, job="train", run="r-1", rank="3") == {"0": 2 * GIB}
+    (parent,) = [dict(labels) for name, labels, _ in answer["samples"] if dict(labels).get("pid") == str(os.getppid())]
+    assert "rank" not in parent and answer.values(MEMORY_OF_PROCESS, pid=str(os.getppid())) == {"0": GIB}
 
 
 def test_a_gpu_that_nobody_uses_has_no_processes(peer, scenario):
