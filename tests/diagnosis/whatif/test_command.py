@@ -124,6 +124,21 @@ def test_spans_of_one_thread_of_the_timeline_do_not_overlap(files, tmp_path):
         assert all(end <= start + 1e-3 for (_, end), (start, _) in pairwise(spans))
 
 
+def test_operations_of_one_stream_that_overlap_have_rows_of_their_own(files, tmp_path):
+    trace, meta = files
+    whole = table()
+    is_gather = np.array([name == "params-all-gather" for name in whole["optype"].to_pylist()])
+    longer = np.where(is_gather, 1.44, whole["duration"].to_numpy())
+    pq.write_table(replaced("duration", pa.array(longer)), trace)
+    out = tmp_path / "step.json"
+    assert main([str(trace), "--meta", str(meta), "--timeline", str(out)]) == 0
+    events = json.loads(out.read_text())["traceEvents"]
+    names = {event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    assert "parameters and gradients, beside 1" in names
+    gathers = [event for event in events if event["name"] == "params-all-gather" and event["cat"] == "recorded"]
+    assert [event["dur"] for event in gathers] == pytest.approx([1440e3] * len(gathers))
+
+
 def test_a_step_that_is_not_there_is_refused(files, tmp_path, capsys):
     trace, meta = files
     assert "no complete step 9" in refusal(capsys, trace, "--meta", meta, "--timeline", tmp_path / "f", "--step", 9)
@@ -153,6 +168,9 @@ def test_results_that_cannot_be_written_are_an_error(files, tmp_path, capsys):
     trace, meta = files
     for option in ("--json", "--timeline", "--heatmap"):
         assert "Cannot write" in refusal(capsys, trace, "--meta", meta, option, tmp_path / "no" / "such.png")
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        assert "Is a directory" in refusal(capsys, trace, "--meta", meta, option, tmp_path / "folder")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("folder")) == ["folder"]
 
 
 def test_a_trace_needs_its_meta_file(files, tmp_path, capsys):
