@@ -44,7 +44,11 @@ def _fields(verdict: StepsVerdict) -> dict[str, object]:
         "owner": verdict.owner.value,
         "onset_step": verdict.onset_step,
         "cost_gpu_seconds": round(verdict.cost_gpu_seconds, 3),
+        "cost_gpu_hours": round(verdict.cost_gpu_seconds / 3600.0, 6),
         "evidence": verdict.evidence,
+        "fix": verdict.fix,
+        "ends": list(verdict.ends),
+        "uniform_slowdown": round(verdict.uniform_slowdown, 4),
         "also": [
             {"cause": c.cause.value, "stage": c.stage, "dp": c.dp, "slowdown": round(c.slowdown, 4)}
             for c in verdict.also
@@ -54,12 +58,12 @@ def _fields(verdict: StepsVerdict) -> dict[str, object]:
 
 def _text(verdict: StepsVerdict) -> str:
     if verdict.cause is StepCause.HEALTHY:
-        return f"{verdict.id}: healthy ({verdict.confidence:.2f} sure). {verdict.evidence}"
+        return f"{verdict.id}: healthy ({verdict.confidence:.2f} sure). {verdict.evidence} {verdict.fix}".rstrip()
     where = "" if verdict.stage is None else f" at stage {verdict.stage}"
     where += "" if verdict.dp is None else f", dp {verdict.dp}"
     where += "" if verdict.rank is None else f" (rank {verdict.rank})"
     cost = f"owner {verdict.owner.value}; {verdict.cost_gpu_seconds:.4g} rank-seconds lost"
     return (
         f"{verdict.id}: {verdict.cause.value}{where}, steps {verdict.slowdown:.3f} times as long "
-        f"({verdict.confidence:.2f} sure; {cost}). {verdict.evidence}"
+        f"({verdict.confidence:.2f} sure; {cost}). {verdict.evidence} {verdict.fix}"
     )

@@ -117,6 +117,64 @@ def test_a_second_dear_cause_is_named_beside_the_first():
         assert {fault.cause for fault in case.faults} == named
 
 
+@pytest.mark.parametrize(
+    ("cause", "owner", "word"),
+    [
+        ("slow_worker", "node", "clocks"),
+        ("stage_imbalance", "job", "layers"),
+        ("seq_imbalance", "job", "tokens"),
+        ("slow_link", "network", "cable"),
+        ("slow_dp_group", "network", "in pairs"),
+        ("gc_pause", "job", "garbage"),
+        ("data_wait", "job", "loader"),
+    ],
+)
+def test_each_cause_has_its_owner_its_cost_and_its_mending_and_its_healthy_twin_none(cause, owner, word):
+    fault = Fault(cause, stage=0, dp=None if cause in ("stage_imbalance", "slow_dp_group") else 1, severity=0.5)
+    slow = judge_steps(sums(case_of(3, (4, 4, 8), [fault])))
+    assert (slow.cause.value, slow.owner.value) == (cause, owner)
+    assert word in slow.fix and slow.cost_gpu_seconds > 0.0
+    assert slow.uniform_slowdown == 1.0
+    twin = judge_steps(sums(case_of(3, (4, 4, 8), [Fault()])))
+    assert (twin.cause, twin.fix, twin.cost_gpu_seconds) == (StepCause.HEALTHY, "", 0.0)
+
+
+@pytest.mark.parametrize(("links", "end"), [((0, 1), 1), ((1, 2), 2), ((1,), None), ((0, 1, 2), None), ((0,), None)])
+def test_the_end_of_a_slow_link_is_told_where_its_other_link_is_slow_too(links, end):
+    found = judge_steps(sums(case_of(4, (4, 4, 8), [Fault("slow_link", link, 2, severity=0.5) for link in links])))
+    assert found.cause is StepCause.SLOW_LINK and found.dp == 2 and found.stage in links
+    assert found.ends == (4 * found.stage + 2, 4 * found.stage + 6)
+    assert found.rank == (None if end is None else 4 * end + 2)
+
+
+def made_slower(job, ratio, *, ranks=None):
+    """The job with the compute of all ranks, or of those of some columns, that much longer than in its first steps."""
+    seconds = dict(job.seconds)
+    for name in ("fwd", "bwd", "fwd_max", "bwd_max"):
+        seconds[name] = seconds[name].copy()
+        seconds[name][:, :, ranks if ranks is not None else slice(None)] *= ratio
+    return replace(job, seconds=seconds)
+
+
+def test_a_job_that_is_slower_everywhere_is_told_so_and_nobody_is_named():
+    for seed in range(10):
+        job = sums(random_case(80_000 + seed, cause="healthy"))
+        assert judge_steps(job).uniform_slowdown == 1.0
+        found = judge_steps(made_slower(job, 1.08))
+        assert (found.cause, found.rank) == (StepCause.HEALTHY, None)
+        assert 1.05 < found.uniform_slowdown < 1.09  # of all but a quarter of the ranks, at least
+        assert "which names nobody" in found.evidence and "all ranks share" in found.fix
+        assert judge_steps(made_slower(job, 1.5, ranks=[0])).uniform_slowdown == 1.0
+        unknown = {name: np.full_like(values, np.nan) for name, values in job.early_seconds.items()}
+        assert judge_steps(replace(made_slower(job, 1.08), early_seconds=unknown)).uniform_slowdown == 1.0
+
+
+def test_no_cause_and_no_healthy_job_is_taken_for_slower_everywhere():
+    for number in range(48):
+        case = random_case(90_000 + number, cause=CAUSES[number % len(CAUSES)])
+        assert judge_steps(sums(case)).uniform_slowdown == 1.0, case.faults
+
+
 def test_the_onset_is_the_first_step_in_which_the_cause_acts():
     job = sums(next(case for case in (random_case(n, cause="slow_link") for n in range(50)) if case.slowdown > 1.1))
     seconds = {name: values.copy() for name, values in job.seconds.items()}
@@ -226,6 +284,11 @@ def test_the_command_prints_one_line_a_case(tmp_path, capsys, name):
     assert (slow["id"], slow["cause"], slow["stage"], slow["dp"]) == ("5", "slow_worker", fault.stage, fault.dp)
     assert slow["owner"] == "node"
     assert slow["cost_gpu_seconds"] > 0
+    assert slow["cost_gpu_hours"] == pytest.approx(slow["cost_gpu_seconds"] / 3600, abs=1e-6)
+    assert set(slow) == {
+        "id", "cause", "stage", "dp", "slowdown", "confidence", "rank", "owner", "onset_step", "cost_gpu_seconds",
+        "cost_gpu_hours", "evidence", "fix", "ends", "uniform_slowdown", "also",
+    }  # fmt: skip
     assert 0.5 <= slow["confidence"] <= 1.0
     assert (healthy["cause"], healthy["slowdown"], healthy["stage"]) == ("healthy", 1.0, None)
 

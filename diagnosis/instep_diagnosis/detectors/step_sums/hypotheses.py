@@ -39,6 +39,8 @@ class Hypothesis:
     """How much of it is in each step, 0 where none is."""
     stage: int | None = None
     dp: int | None = None
+    end_stage: int | None = None
+    """Of a slow link: the stage of the end that is slow, where that end's other link is slow too."""
 
 
 def step_parts(sums: StepSums, compute: effects.Compute, shape_of: effects.Shapes, pauses: Array) -> StepParts:
@@ -141,10 +143,19 @@ def _slow_link(sums: StepSums, parts: StepParts) -> Iterator[Hypothesis]:
     if slow.shape[2] < 2 or (found := _strongest(slow.sum(axis=0))) is None:
         return
     stage, dp = found
+    end, both = _slow_end(slow.sum(axis=0).mean(axis=0)[:, dp], stage)
     links = parts.link_seconds.copy()
-    links[:, :, stage, dp] = np.maximum(links[:, :, stage, dp] - slow[:, :, stage, dp], 0.0)
+    links[:, :, both, dp] = np.maximum(links[:, :, both, dp] - slow[:, :, both, dp], 0.0)
     hits_T = slow[:, :, stage, dp].sum(axis=0)
-    yield Hypothesis(StepCause.SLOW_LINK, replace(parts, link_seconds=links), hits_T, stage, dp)
+    yield Hypothesis(StepCause.SLOW_LINK, replace(parts, link_seconds=links), hits_T, stage, dp, end)
+
+
+def _slow_end(slow_P: Array, stage: int) -> tuple[int | None, list[int]]:
+    """The stage of the end of a slow link that is slow on its other link too, and the links that it is slow on; None
+    where other links of the column are slow, or none: a link by itself does not tell which of its ends is slow."""
+    slow = np.flatnonzero(slow_P[:-1] > 0.5 * slow_P[stage]).tolist()
+    is_pair = len(slow) == 2 and slow[1] == slow[0] + 1
+    return (slow[1], slow) if is_pair else (None, [stage])
 
 
 def _slow_group(sums: StepSums, parts: StepParts) -> Iterator[Hypothesis]:
