@@ -15,6 +15,7 @@ from instep_diagnosis.simulation.scoring import Case, is_false, is_hit
 from instep_diagnosis.simulation.statistics import (
     Counts,
     calibration_error,
+    count_bound,
     interval,
     rate_words,
     reliability,
@@ -40,6 +41,8 @@ def report_lines(cases: Sequence[Case], *, seed: int) -> Lines:
         yield from _hang_lines(kind, [case for case in cases if case["kind"] == kind])
     for kind in ("straggler-paced", "straggler-cpu", "straggler-simulated"):
         yield from _straggler_lines(kind, [case for case in cases if case["kind"] == kind], seed)
+    for kind in ("straggler-paced", "straggler-cpu", "healthy-simulated"):
+        yield from _alarm_lines(kind, [case for case in cases if case["kind"] == kind and "healthy_seconds" in case])
     yield from _calibration_lines(cases)
 
 
@@ -111,6 +114,7 @@ def _straggler_lines(kind: str, cases: Sequence[Case], seed: int) -> Lines:
             yield f"  {words}:"
             for method in STEP_METHODS:
                 yield _step_method_line(method, chosen, seed)
+            yield from _ceiling_lines(chosen)
     for case in judged:
         answer = case["answers"]["instep"]
         if is_false(case, answer):
@@ -120,6 +124,40 @@ def _straggler_lines(kind: str, cases: Sequence[Case], seed: int) -> Lines:
     owners = [case["owner_right"] for case in judged if case.get("owner_right") is not None]
     if owners:
         yield f"  right owner: {rate_words(sum(owners), len(owners))}"
+
+
+def _ceiling_lines(cases: Sequence[Case]) -> Lines:
+    """What chance leaves to find, where that is known."""
+    known = [bool(case["could_be_found"]) for case in cases if case.get("could_be_found") is not None]
+    if known:
+        yield f"    knowing the noise of the whole job one could find {sum(known)} of {len(known)}"
+
+
+def _alarm_lines(kind: str, cases: Sequence[Case]) -> Lines:
+    """Alarms while nobody was slow, and how often they may come at most."""
+    if not cases:
+        return
+    alarms = sum(int(case["alarms"]) if "alarms" in case else _false_at_rest(case) for case in cases)
+    hours, steps = sum(case["healthy_seconds"] for case in cases) / 3600, sum(case["healthy_steps"] for case in cases)
+    bound = count_bound(alarms)
+    yield (
+        f"{kind}: {alarms} alarms in {hours:.1f} job-hours while nobody was slow ({steps} steps): at most "
+        f"{bound / max(hours, 1e-9):.3f} an hour, {1000 * bound / max(steps, 1):.2f} in a thousand steps (95 % bound)"
+    )
+    works = Counter(str(case["work"]) for case in cases if not case["truth"] and "work" in case)
+    named = Counter(str(case["work"]) for case in cases if not case["truth"] and "work" in case and _names(case))
+    if works:
+        yield "  alarms in healthy ones: " + ", ".join(f"{w} {named[w]} of {works[w]}" for w in sorted(works))
+
+
+def _names(case: Case) -> bool:
+    return bool(case["answers"]["instep"]["named"])
+
+
+def _false_at_rest(case: Case) -> int:
+    """1 where somebody was named while nobody was slow."""
+    answer = case["answers"]["instep"]
+    return int(_names(case) and (not case["truth"] or answer["delay_steps"] <= 0))
 
 
 @dataclass(frozen=True, slots=True)

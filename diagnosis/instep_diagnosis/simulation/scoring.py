@@ -42,7 +42,12 @@ def watch_steps(job: JobSteps, steps: Iterable[int], *, onset: int, rank: int | 
         kept = {r: tuple(row for row in found if begin < row.step <= end) for r, found in job.steps.items()}
         return JobSteps(job.job, job.run, job.attempt, kept, job.nodes)
 
-    return _watch(upto, numbers, onset=onset, rank=rank, healthy_every=1)
+    healthy = {step for step in numbers[FIRST_STEPS:] if rank is None or step < onset}
+    walls = [row.wall_seconds for row in next(iter(job.steps.values()), ()) if row.step in healthy]
+    return _watch(upto, numbers, onset=onset, rank=rank, healthy_every=1) | {
+        "healthy_steps": len(walls),
+        "healthy_seconds": round(sum(walls), 3),
+    }
 
 
 def watch_case(case: StepCase) -> Case:

@@ -37,6 +37,23 @@ def rate_words(right: int, count: int) -> str:
     return f"{100 * right / count:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {count}" if count else "none"
 
 
+def count_bound(count: int) -> float:
+    """The mean of which so few events, or fewer, are seen in only one of twenty trials: a 95 % upper bound (Poisson).
+
+    >>> round(count_bound(0), 2), round(count_bound(2), 2)
+    (3.0, 6.3)
+    """
+    low, high = float(count), 2.0 * count + 10.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        term = share = float(np.exp(-middle))
+        for number in range(1, count + 1):
+            term *= middle / number
+            share += term
+        low, high = (middle, high) if share > 0.05 else (low, middle)
+    return high
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
     """Slow ranks that were found and missed, and alarms about others."""

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from instep_diagnosis.detectors.calibration import CONFIDENCE_MAX, calibrated, share_at
-from instep_diagnosis.simulation.statistics import Counts, calibration_error, interval, isotonic, reliability, wilson
+from instep_diagnosis.simulation.statistics import (
+    Counts,
+    calibration_error,
+    count_bound,
+    interval,
+    isotonic,
+    reliability,
+    wilson,
+)
 
 rights = st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=80)
 
@@ -20,6 +28,12 @@ def test_the_interval_of_a_rate_holds_the_rate(right, wrong):
 def test_wilson_agrees_with_its_published_value():
     # Newcombe 1998, table I: 81 of 263.
     assert wilson(81, 263) == (pytest.approx(0.2553, abs=1e-4), pytest.approx(0.3662, abs=1e-4))
+
+
+@pytest.mark.parametrize(("count", "bound"), [(0, 2.996), (1, 4.744), (5, 10.513), (20, 29.062)])
+def test_the_bound_of_a_count_is_that_of_the_tables(count, bound):
+    # Garwood 1936: half the 95 % quantile of chi-square with 2 (count + 1) degrees of freedom.
+    assert count_bound(count) == pytest.approx(bound, abs=1e-3)
 
 
 @given(rights)

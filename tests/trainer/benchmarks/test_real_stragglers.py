@@ -32,6 +32,13 @@ def test_a_seed_makes_one_job():
     assert straggler_job(4, "paced", even).plan != first.plan
 
 
+def test_steps_may_be_of_any_length():
+    usual, short = (straggler_job(3, "paced", even, seconds) for seconds in (None, 0.04))
+    scale = WORK_SECONDS["paced"] / 0.04
+    assert np.allclose(usual.plan.work_seconds_TR, scale * np.array(short.plan.work_seconds_TR))
+    assert (usual.work_seconds, short.work_seconds) == (WORK_SECONDS["paced"], 0.04)
+
+
 @pytest.mark.parametrize("kind", ["paced", "cpu"])
 def test_every_other_episode_is_healthy_and_the_others_slow_one_rank_by_what_is_said(kind):
     for job in jobs(kind):
@@ -79,3 +86,6 @@ def test_steps_of_a_real_job_are_judged_by_all_methods_at_every_episode():
     case = judge_episode(job, job.episodes[0], steps)
     assert set(case["answers"]) == {"instep", "3-sigma", "Minder-style distance", "Greyhound-style 10 %"}
     assert (case["kind"], case["truth"], case["work"]) == ("straggler-paced", [], "even")
+    assert (case["could_be_found"], case["owner_right"]) == (None, None)
+    assert case["healthy_steps"] > 0
+    assert case["healthy_seconds"] >= 0.004 * case["healthy_steps"]

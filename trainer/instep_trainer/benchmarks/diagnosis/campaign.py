@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from random import Random
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from instep_diagnosis.simulation.statistics import wilson
 
@@ -25,6 +25,8 @@ CALL_KINDS = ("skip", "extra", "wrong-op", "swap")
 FIRST_LAYOUTS = ("ddp", "fsdp", "tp", "pp")
 """Filled first, up to `CELL_CASES`: what most jobs are."""
 LAYOUTS = (*FIRST_LAYOUTS, "tp-dp", "ep", "pp-dp-tp")
+EPISODES = 4
+"""Of a job with slow ranks; every other one is healthy."""
 LOST_MAX = 20
 """Workers that may die in one campaign: more of them are a fault of the machine, or of the benchmark."""
 CELL_CASES = 10
@@ -37,9 +39,28 @@ IMPOSSIBLE = frozenset({("pp", "swap")})
 """A pipeline's step has one collective, which can change places with no other."""
 
 
+class Seeded(Protocol):
+    """What can be carried out: a job that its seed tells from others."""
+
+    @property
+    def seed(self) -> int:
+        """Of the job."""
+        ...
+
+
+OrderT = TypeVar("OrderT", bound=Seeded)
+
+
+@dataclass(frozen=True, slots=True)
+class StragglerOrder:
+    """One job with slow ranks to carry out."""
+
+    seed: int
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One job to carry out."""
+    """One job that hangs to carry out."""
 
     seed: int
     layout: str
@@ -139,14 +160,14 @@ def _judged(case: Case) -> bool:
 
 
 @dataclass(slots=True)
-class _Worker:
+class _Worker(Generic[OrderT]):
     pipe: Connection
     process: Any
-    order: Order | None = None
+    order: OrderT | None = None
 
 
 def carry_out(
-    orders: Callable[[Sequence[Order]], Order | None], work: Callable[[Order], Iterator[Case]], *, workers: int
+    orders: Callable[[Sequence[OrderT]], OrderT | None], work: Callable[[OrderT], Iterator[Case]], *, workers: int
 ) -> Iterator[Case]:
     """The cases of jobs as they come, from so many workers at once, until there are no more orders.
 
@@ -154,7 +175,7 @@ def carry_out(
     and another one takes its place, up to `LOST_MAX` times.
     """
     context = multiprocessing.get_context("spawn")
-    crew = [_begin(context, work) for _ in range(max(1, workers))]
+    crew: list[_Worker[OrderT]] = [_begin(context, work) for _ in range(max(1, workers))]
     lost = 0
     try:
         while lost <= LOST_MAX:
@@ -187,7 +208,7 @@ def carry_out(
             worker.process.join()
 
 
-def _begin(context: Any, work: Callable[[Order], Iterator[Case]]) -> _Worker:
+def _begin(context: Any, work: Callable[[OrderT], Iterator[Case]]) -> _Worker[OrderT]:
     mine, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, work))
     process.start()
@@ -195,7 +216,7 @@ def _begin(context: Any, work: Callable[[Order], Iterator[Case]]) -> _Worker:
     return _Worker(mine, process)
 
 
-def _serve(pipe: Connection, work: Callable[[Order], Iterator[Case]]) -> None:
+def _serve(pipe: Connection, work: Callable[[OrderT], Iterator[Case]]) -> None:
     """Carry out what is ordered until the other end hangs up; None ends the cases of an order."""
     try:
         while True:

@@ -20,17 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from instep_diagnosis.simulation.alarms import healthy_case
 from instep_diagnosis.simulation.fitting import fit, fit_lines
 from instep_diagnosis.simulation.hangs import hang_case
-from instep_diagnosis.simulation.jitter import noise
+from instep_diagnosis.simulation.jitter import GPU_SIGMA, scaled_noise
 from instep_diagnosis.simulation.report import report_lines, within_bars
 from instep_diagnosis.simulation.scoring import Case, degraded, judge_hang, watch_case
 from instep_diagnosis.simulation.steps import step_case
 
 from instep_trainer.benchmarks.diagnosis.campaign import (
+    EPISODES,
     KIND,
     PAIR_KIND,
     Order,
+    StragglerOrder,
     carry_out,
     next_order,
     pair_order,
@@ -73,13 +76,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--hangs", type=int, default=20, metavar="N", help="hangs of real jobs (default 20)")
     parser.add_argument("--pairs", type=int, default=0, metavar="N", help="hangs of real jobs of two ranks (default 0)")
     parser.add_argument(
-        "--workers", type=int, default=2, metavar="N", help="real jobs that hang beside one another (default 2)"
+        "--workers", type=int, default=2, metavar="N", help="real jobs beside one another; computing ones run alone"
     )
     parser.add_argument(
         "--keep-dumps", type=Path, default=None, metavar="DIR", help="keep the dumps of real hangs there"
     )
     parser.add_argument(
         "--stragglers", type=int, default=8, metavar="N", help="episodes of real jobs, slow or healthy (default 8)"
+    )
+    parser.add_argument(
+        "--work-seconds", type=float, default=None, metavar="S", help="work of a paced step (default 0.2)"
+    )
+    parser.add_argument(
+        "--healthy-hours", type=float, default=0.0, metavar="H", help="training of simulated healthy jobs (default 0)"
     )
     parser.add_argument("--simulated", type=int, default=200, metavar="N", help="simulated hangs (default 200)")
     parser.add_argument("--seed", type=int, default=1, help="of the first case of each kind (default 1)")
@@ -138,17 +147,12 @@ class Journal:
 def _run(journal: Journal, options: argparse.Namespace) -> None:
     """All kinds, until there are as many cases as were asked for, or time is up."""
     end = None if options.minutes is None else time.monotonic() + 60.0 * options.minutes
-    kinds: list[tuple[str, int, Callable[[int], Iterable[Case]]]] = [
-        ("hang-simulated", options.simulated, _simulated_hang),
-        ("straggler-simulated", options.simulated // 4, _simulated_steps),
-        ("straggler-paced", options.stragglers, lambda seed: _real_stragglers(seed, "paced")),
-        ("straggler-cpu", options.stragglers // 2, lambda seed: _real_stragglers(seed, "cpu")),
-    ]
-    for kind, wanted, make in kinds[:2]:
-        _one_after_another(journal, kind, wanted, make, options.seed, end)
+    _one_after_another(journal, "hang-simulated", options.simulated, _simulated_hang, options.seed, end)
+    _one_after_another(journal, "straggler-simulated", options.simulated // 4, _simulated_steps, options.seed, end)
+    _healthy_hours(journal, options, end)
     _hang_campaign(journal, options, end)
-    for kind, wanted, make in kinds[2:]:
-        _one_after_another(journal, kind, wanted, make, options.seed, end)
+    _stragglers(journal, "paced", options.stragglers, options, end)
+    _stragglers(journal, "cpu", options.stragglers // 2, options, end)
 
 
 def _one_after_another(
@@ -160,6 +164,37 @@ def _one_after_another(
             for case in make(seed):
                 journal.add(case)
         seed += 1
+    print(f"{kind}: {journal.count(kind)} cases", file=sys.stderr)
+
+
+def _healthy_hours(journal: Journal, options: argparse.Namespace, end: float | None) -> None:
+    """Simulated healthy jobs, until so much training was looked at."""
+    done = journal.seeds("healthy-simulated")
+    hours = sum(case["healthy_seconds"] for case in journal.cases if case["kind"] == "healthy-simulated") / 3600
+    for seed in itertools.count(options.seed):
+        if hours >= options.healthy_hours or (end is not None and time.monotonic() >= end):
+            return
+        if seed not in done:
+            journal.add(healthy_case(seed))
+            hours += journal.cases[-1]["healthy_seconds"] / 3600
+
+
+def _stragglers(journal: Journal, work: str, wanted: int, options: argparse.Namespace, end: float | None) -> None:
+    """Real jobs with slow ranks: those that wait beside one another, those that compute each alone."""
+    kind = f"straggler-{work}"
+    if journal.count(kind) >= wanted:
+        return
+    done = journal.seeds(kind)
+    seeds = (seed for seed in itertools.count(options.seed) if seed not in done)
+
+    def order(running: Sequence[StragglerOrder]) -> StragglerOrder | None:
+        if end is not None and time.monotonic() >= end:
+            return None
+        return StragglerOrder(next(seeds)) if journal.count(kind) + EPISODES * len(running) < wanted else None
+
+    job = partial(_real_stragglers, kind=work, work_seconds=options.work_seconds if work == "paced" else None)
+    for case in carry_out(order, job, workers=options.workers if work == "paced" else 1):
+        journal.add(case)
     print(f"{kind}: {journal.count(kind)} cases", file=sys.stderr)
 
 
@@ -205,15 +240,15 @@ def _real_hangs(order: Order, *, dumps: Path | None = None) -> Iterator[Case]:
     return real_hangs(order, _jitter, dumps=dumps)
 
 
-def _real_stragglers(seed: int, kind: str) -> Iterator[Case]:
+def _real_stragglers(order: StragglerOrder, *, kind: str, work_seconds: float | None) -> Iterator[Case]:
     from instep_trainer.benchmarks.diagnosis.real_stragglers import real_stragglers
 
-    return real_stragglers(seed, kind, _jitter)
+    return real_stragglers(order.seed, kind, _jitter, work_seconds)
 
 
 def _jitter(seed: int, steps: int, ranks: int) -> Any:
-    """Factors of a step's work, as recorded."""
-    return np.exp(noise(np.random.default_rng(seed), steps, ranks))
+    """Factors of a step's work: of the form that was recorded, and as large as on GPUs."""
+    return np.exp(scaled_noise(np.random.default_rng(seed), steps, ranks, sigma=GPU_SIGMA))
 
 
 def _report(cases: list[Case], options: argparse.Namespace) -> int:
