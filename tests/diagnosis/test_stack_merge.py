@@ -57,6 +57,16 @@ def test_ranks_that_all_stand_alike_or_half_and_half_have_no_odd_one():
     assert odd_ranks(merge_stacks({})) == ((), "")
 
 
+def test_ranks_that_are_each_by_themselves_are_all_told():
+    saving = stack(*OUTER, ("save.py", 7, "write"))
+    for one, other in ((6, 7), (0, 3)):
+        stacks = {rank: WAITING for rank in range(8)} | {one: LOADING, other: saving}
+        ranks, words = odd_ranks(merge_stacks(stacks))
+        assert ranks == (one, other)
+        assert "data.py:88 in load_batch; save.py:7 in write, where ranks" in words
+    assert odd_ranks(merge_stacks({0: WAITING, 1: LOADING, 2: saving})) == ((), "")
+
+
 def test_a_stack_that_ends_where_others_go_on_is_a_side_too():
     tree = merge_stacks({0: WAITING, 1: WAITING, 2: stack(*OUTER)})
     assert odd_ranks(tree)[0] == (2,)
@@ -115,6 +125,16 @@ def test_the_command_reads_what_py_spy_writes(capsys, tmp_path):
     found = json.loads(capsys.readouterr().out)
     assert found["odd_ranks"] == [1]
     assert found["splits"][0]["sides"][1]["ranks"] == [1]
+
+
+def test_a_second_file_of_one_rank_is_left_out_and_said(capsys, tmp_path):
+    for rank in range(4):
+        written(tmp_path, rank, LOADING if rank == 1 else WAITING)
+    (tmp_path / "stack_again_1.json").write_text((tmp_path / "stack_0.json").read_text())
+    assert main(["stacks", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert said.out.startswith("Rank 1 is alone")
+    assert said.err == "stack_again_1.json was left out: stack_1.json is of the same rank 1.\n"
 
 
 @pytest.mark.parametrize("content", [None, "[[[", "{}"])

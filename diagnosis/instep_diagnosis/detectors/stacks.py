@@ -178,7 +178,8 @@ def stack_tree_lines(tree: StackNode) -> list[str]:
 
 
 def odd_ranks(tree: StackNode) -> tuple[tuple[int, ...], str]:
-    """The fewest ranks that part from the most others, with a sentence; nobody, where no side is smaller.
+    """The fewest ranks that part from the most others, with a sentence; nobody, where no side is smaller. Sides as small
+    as one another are all named.
 
     >>> one = ThreadStack(name="", is_main=True, is_active=True, owns_gil=False,
     ...                   frames=(StackFrame(function="wait", file="dist.py", line=1),))
@@ -191,7 +192,9 @@ def odd_ranks(tree: StackNode) -> tuple[tuple[int, ...], str]:
         sides += [(node.ending, "its end")] if node.ending and node.children else []
         if len(sides) < 2:
             continue
-        few, where = min(sides, key=lambda side: (len(side[0]), side[0]))
+        least = min(len(ranks) for ranks, _ in sides)
+        smallest = [side for side in sides if len(side[0]) == least]
+        few, where = tuple(sorted(rank for ranks, _ in smallest for rank in ranks)), "; ".join(w for _, w in smallest)
         rest = tuple(rank for rank in node.ranks if rank not in set(few))
         if len(few) >= max(len(ranks) for ranks, _ in sides):
             continue

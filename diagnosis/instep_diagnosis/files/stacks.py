@@ -38,19 +38,24 @@ def read_stack_folder(folder: Path) -> tuple[dict[int, tuple[ThreadStack, ...]],
         paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     except OSError as error:
         raise EvidenceError(f"Cannot read {folder} ({error.strerror}): give a folder of py-spy dumps.") from error
+    if len(paths) > FILES_MAX:
+        raise EvidenceError(f"{folder} holds {len(paths)} files: at most {FILES_MAX} are read.")
     found: dict[int, tuple[ThreadStack, ...]] = {}
+    names: dict[int, str] = {}
     notes = []
-    for path in paths[:FILES_MAX]:
-        rank = _NUMBER.findall(path.stem)
+    for path in paths:
+        numbers = _NUMBER.findall(path.stem)
         try:
             stacks = _read(path)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             notes.append(f"{path.name} was left out: it is no py-spy dump in JSON ({error}).")
             continue
-        if rank:
-            found[int(rank[-1])] = stacks
-        else:
+        if not numbers:
             notes.append(f"{path.name} was left out: its name has no rank.")
+        elif (rank := int(numbers[-1])) in found:
+            notes.append(f"{path.name} was left out: {names[rank]} is of the same rank {rank}.")
+        else:
+            found[rank], names[rank] = stacks, path.name
     if not found:
         first = f" ({notes[0]})" if notes else ""
         raise EvidenceError(f"{folder} holds no stacks{first}: give one py-spy dump --json for each rank.")
