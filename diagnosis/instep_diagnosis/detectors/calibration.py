@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,12 @@ def share_at(table: Table, strength: float) -> float:
 
 
 @cache
+def in_use() -> dict[str, Any]:
+    """The file as it is: its tables, of how many verdicts each is, and where they come from."""
+    found: dict[str, Any] = json.loads(TABLES.read_text(encoding="utf-8"))
+    return found
+
+
+@cache
 def _table(name: str) -> Table:
-    tables = json.loads(TABLES.read_text(encoding="utf-8"))["tables"]
-    return tuple((float(strength), float(share)) for strength, share in tables[name])
+    return tuple((float(strength), float(share)) for strength, share in in_use()["tables"][name])

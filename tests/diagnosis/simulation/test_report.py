@@ -1,6 +1,7 @@
 """Figures from records of cases: what counts as exact, tied, innocent, found in time."""
 
 import pytest
+from instep_diagnosis.detectors.calibration import in_use
 from instep_diagnosis.simulation.fitting import fit, fit_lines, halves
 from instep_diagnosis.simulation.hangs import Fault, hang_case
 from instep_diagnosis.simulation.report import hang_grade, innocents_of, report_lines, step_counts, within_bars
@@ -78,7 +79,16 @@ def test_no_job_is_fitted_on_and_tried(cases):
 
 def test_too_few_verdicts_fit_nothing(cases):
     with pytest.raises(ValueError, match="too few"):
-        fit(cases, command="test")
+        fit(cases[:8], command="test")
+
+
+def test_a_kind_with_too_few_verdicts_keeps_its_table(cases):
+    found = fit(cases, command="test")
+    assert found["tables"]["hang"] != in_use()["tables"]["hang"]
+    for name in ("hang-live", "straggler"):
+        assert found["tables"][name] == in_use()["tables"][name]
+        assert found["verdicts"][name] == in_use()["verdicts"][name]
+    assert any("the table in use stays" in line for line in fit_lines(cases))
 
 
 def test_a_fit_is_tried_on_the_other_half(cases):
