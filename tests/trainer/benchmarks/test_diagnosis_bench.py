@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from instep_diagnosis.detectors.stall import Stall
 from instep_diagnosis.simulation.programs import STEPS, training
-from instep_trainer.benchmarks.diagnosis.campaign import Order
+from instep_trainer.benchmarks.diagnosis import command
+from instep_trainer.benchmarks.diagnosis.campaign import EPISODES, Order
 from instep_trainer.benchmarks.diagnosis.command import Journal, main
 from instep_trainer.benchmarks.diagnosis.paced_rank import BENIGN_SECONDS, Plan, PlannedFault
 from instep_trainer.benchmarks.diagnosis.real_hangs import real_hangs
@@ -38,6 +39,40 @@ def test_a_case_added_after_a_cut_line_stands_alone(tmp_path):
     again = Journal(path)
     again.open()
     assert again.seeds("hang-real") == {1, 2}
+
+
+def test_waiting_jobs_run_beside_one_another_and_computing_ones_alone(monkeypatch, tmp_path):
+    """… and no more of them than were asked for, also when a run goes on."""
+    begun = []
+
+    def carried(orders, work, *, workers):
+        running = []
+        while order := orders(running):
+            begun.append((work.keywords["kind"], workers, order.seed))
+            for _ in range(EPISODES):
+                answers = {"instep": {"named": [], "delay_steps": None}}
+                yield {
+                    "kind": f"straggler-{work.keywords['kind']}",
+                    "seed": order.seed,
+                    "truth": [],
+                    "answers": answers,
+                }
+
+    monkeypatch.setattr(command, "carry_out", carried)
+    arguments = ["--hangs", "0", "--simulated", "0", "--workers", "3", "--json", "--resume", str(tmp_path)]
+    main([*arguments, "--stragglers", "8"])
+    assert begun == [("paced", 3, 1), ("paced", 3, 2), ("cpu", 1, 1)]
+    main([*arguments, "--stragglers", "12"])
+    assert begun[3:] == [("paced", 3, 3), ("cpu", 1, 2)]
+
+
+def test_healthy_jobs_are_made_up_until_there_are_so_many_hours(tmp_path):
+    arguments = ["--hangs", "0", "--simulated", "0", "--stragglers", "0", "--resume", str(tmp_path), "--json"]
+    main([*arguments, "--healthy-hours", "0.01"])
+    first = (tmp_path / "cases.jsonl").read_text().splitlines()
+    assert [json.loads(line)["kind"] for line in first] == ["healthy-simulated"]
+    main([*arguments, "--healthy-hours", "0.01"])
+    assert (tmp_path / "cases.jsonl").read_text().splitlines() == first
 
 
 def test_too_few_cases_to_fit_on_are_said(tmp_path, capsys):
