@@ -1,14 +1,15 @@
 """Watches the GPU health readings of every frame, and makes an event of what they begin to say.
 
-What they mean is `instep_diagnosis.gpu_readings`' business; here is what changed. A frame costs one comparison of a few
-values, since health hardly ever changes.
+What they mean is `instep_diagnosis.gpu_readings`' business; here is what changed. A frame costs one look whether the
+same few values were there before, since health hardly ever changes.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import isnan
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,8 @@ DICTIONARIES_MAX = 4096
 SERIES_MAX = 512
 """Health readings of one node."""
 WORD_MAX = 80
+LOOKS_MAX = 8
+"""Sources have intervals of their own, so that frames with and without their readings alternate."""
 REPEAT_SECONDS = 60.0
 """Errors that go on are told once in this time for each GPU, with how many there were."""
 
@@ -46,12 +49,23 @@ class Columns:
 
 
 @dataclass(slots=True)
+class Look:
+    """Values that say nothing new, and when they were seen last."""
+
+    counters: tuple[Counter, ...]
+    """Of which there is a reading among them, of no more than was told."""
+    at_ns: int
+
+
+@dataclass(slots=True)
 class NodeHealth:
     """What one node's readings said last."""
 
     boot_id: str
     dictionary_hash: str = ""
-    values: bytes = b""
+    values: dict[int, float] = field(default_factory=dict)
+    """By number of the series: the newest reading."""
+    looks: dict[bytes, Look] = field(default_factory=dict)
     known: set[ReadingFault] = field(default_factory=set)
     """Of which anything was read in this boot."""
     since_ns: dict[ReadingFault, int] = field(default_factory=dict)
@@ -65,8 +79,6 @@ class NodeHealth:
     """Errors that were told, or of before."""
     counted_ns: dict[Counter, int] = field(default_factory=dict)
     """When each counter was last read with no more than these."""
-    newest: tuple[Counter, ...] = ()
-    """Of them, those that the newest values hold with no more."""
     rose_ns: dict[ReadingFault, int] = field(default_factory=dict)
     """When errors were last told."""
     asked: set[str] = field(default_factory=set)
@@ -76,8 +88,8 @@ class NodeHealth:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether something is so that was not told yet."""
-        return self.is_quiet or len(self.told) < len(self.since_ns)
+        """Whether something is so that was not told yet, or may be over without being told."""
+        return self.is_quiet or bool(self.asked) or len(self.told) < len(self.since_ns)
 
 
 class GpuHealth:
@@ -118,19 +130,37 @@ def _said(node: NodeHealth, frame: Frame, columns: Columns) -> tuple[Event, ...]
     """Return what the readings of a frame begin to say."""
     if frame.anchor.monotonic_ns < node.newest_ns:  # It comes late: what it says is not so any more.
         return ()
-    before_ns, node.newest_ns = node.newest_ns, frame.anchor.monotonic_ns
+    node.newest_ns = frame.anchor.monotonic_ns
     values = np.frombuffer(frame.values, dtype="<f8")[columns.places]
-    said = values.tobytes()
-    if not node.is_waiting and (node.dictionary_hash, node.values) == (columns.hash, said):
+    bytes_said = values.tobytes()
+    look = node.looks.get(bytes_said) if node.dictionary_hash == columns.hash else None
+    if look is not None and not node.is_waiting:
+        look.at_ns = node.newest_ns
         return ()
-    node.dictionary_hash, node.values = columns.hash, said
-    node.counted_ns |= dict.fromkeys(node.newest, before_ns)
     readings = [Reading(*series, float(value)) for series, value in zip(columns.series, values, strict=True)]
-    return (
+    counted = errors_counted(readings)
+    _keep(node, columns, readings)
+    events = (
         *_begun(node, faults_told(readings), frame),
-        *_risen(node, errors_counted(readings), frame),
+        *_risen(node, counted, frame),
         *_asked_no_more(node, actions_asked(readings), frame),
     )
+    told = tuple(counter for counter, value in counted.items() if node.counted.get(counter) == value)
+    node.looks[bytes_said] = Look(told, node.newest_ns)
+    return events
+
+
+def _keep(node: NodeHealth, columns: Columns, readings: Sequence[Reading]) -> None:
+    """Remember the readings. Where one is another than before, or has another number, older looks are over."""
+    for look in sorted(node.looks.values(), key=lambda look: look.at_ns):
+        node.counted_ns |= dict.fromkeys(look.counters, look.at_ns)
+    if node.dictionary_hash != columns.hash:
+        node.dictionary_hash, node.values = columns.hash, {}
+        node.looks.clear()
+    fresh = {number: one.value for number, one in enumerate(readings) if not isnan(one.value)}
+    if any(node.values.get(number) != value for number, value in fresh.items()) or len(node.looks) >= LOOKS_MAX:
+        node.looks.clear()
+    node.values |= fresh
 
 
 def _begun(node: NodeHealth, said: dict[ReadingFault, str], frame: Frame) -> tuple[Event, ...]:
@@ -167,7 +197,7 @@ def _risen(node: NodeHealth, counted: dict[Counter, float], frame: Frame) -> tup
     node.is_quiet = bool(quiet)
     if len(node.counted) <= SERIES_MAX:
         told = {counter: value for counter, value in counted.items() if counter.fault not in quiet}
-        node.counted, node.newest = remembered(node.counted, told), tuple(told)
+        node.counted = remembered(node.counted, told)
     return tuple(events)
 
 
