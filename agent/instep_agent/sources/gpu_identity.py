@@ -21,6 +21,11 @@ PERSISTENCE = gauge(
     "instep_gpu_persistence_mode_is_enabled", "1 where the driver stays loaded without a user.", is_on_page=False
 )
 MIG_MODE = gauge("instep_gpu_mig_is_enabled", "1 where the GPU is split into instances (nvmlDeviceGetMigMode).")
+MIG_MODE_PENDING = gauge(
+    "instep_gpu_mig_pending_is_enabled",
+    "1 where the GPU will be split into instances after its next reset.",
+    is_on_page=False,
+)
 SHUTDOWN = gauge("instep_gpu_shutdown_celsius", "Temperature at which the GPU shuts itself down.", is_on_page=False)
 SLOWDOWN = gauge("instep_gpu_slowdown_celsius", "Temperature at which hardware slows the GPU down.", is_on_page=False)
 MEMORY_MAX = gauge(
@@ -94,6 +99,7 @@ class GpuIdentity:
         MEMORY_CLOCK_MAX,
         PERSISTENCE,
         MIG_MODE,
+        MIG_MODE_PENDING,
         *_THRESHOLDS,
         *(each.metric for each in LIMITS),
     )
@@ -138,6 +144,7 @@ class GpuIdentity:
         mig = self._driver.call(gpu, node, "nvmlDeviceGetMigMode")
         if mig is not None:
             yield gpu.sample(MIG_MODE, mig[0])
+            yield gpu.sample(MIG_MODE_PENDING, mig[1])
 
     def _read_once(self, gpu: Gpu, node: Node) -> Iterator[Sample]:
         known = {"model": gpu.name, "pci": gpu.pci, "minor": "" if gpu.minor is None else str(gpu.minor)}

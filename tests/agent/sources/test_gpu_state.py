@@ -1,6 +1,7 @@
 """GPU state, identity and recovery action, and what every source owes to a driver that fails."""
 
 import pytest
+from instep_agent.sources.gpu_state import CALM_SECONDS
 from nvml_peer import Peer
 from nvml_scenario import GIB, field, pci, uuid
 
@@ -113,6 +114,20 @@ def test_with_instances_on_there_is_no_utilisation(peer, scenario):
     assert peer.collect("gpu_identity").values("instep_gpu_mig_is_enabled") == dict.fromkeys(ALL, 0) | {"6": 1}
 
 
+def test_a_split_that_waits_for_a_reset_is_told_apart_from_one_that_is_there(peer, scenario):
+    scenario.add("5.mig_pending 1", "7.mig !3")
+    answer = peer.collect("gpu_identity")
+    assert answer.values("instep_gpu_mig_pending_is_enabled") == dict.fromkeys(ALL[:7], 0) | {"5": 1}
+    assert answer.values("instep_gpu_mig_is_enabled") == dict.fromkeys(ALL[:7], 0)
+
+
+def test_the_persistence_mode_is_told_where_a_gpu_has_one(peer, scenario):
+    scenario.add("2.persistence_mode 0", "3.persistence_mode !3")
+    modes = dict.fromkeys(ALL, 1) | {"2": 0}
+    modes.pop("3")
+    assert peer.collect("gpu_identity").values("instep_gpu_persistence_mode_is_enabled") == modes
+
+
 def test_an_older_driver_gives_memory_in_its_first_form(peer, scenario):
     scenario.add("*.memory_v2 !13")
     answer = peer.collect("gpu_state")
@@ -129,6 +144,17 @@ def test_every_active_clock_reason_has_its_own_series(peer, scenario):
     assert active == {"hardware_slowdown", "hardware_thermal"}
     scenario.add("0.clock_reasons 0x1")
     assert peer.collect("gpu_state").values("instep_gpu_clock_reason", reason="gpu_idle")["0"] == 1
+
+
+def test_gpus_are_looked_at_more_rarely_while_nothing_changes_in_what_holds_their_clocks(peer, scenario):
+    def rests():
+        return peer.collect("gpu_state", later_seconds=1)["rest_seconds"]
+
+    assert (rests(), rests(), rests()) == (0.0, CALM_SECONDS, CALM_SECONDS)
+    scenario.add("0.clock_reasons 0x48")
+    assert (rests(), rests()) == (0.0, CALM_SECONDS)
+    scenario.add("3.lost 1")
+    assert (rests(), rests()) == (0.0, 0.0), "one that is lost is looked for"
 
 
 def test_a_lost_gpu_is_one_fact_and_the_others_go_on(peer, scenario):
