@@ -75,6 +75,102 @@ def test_gives_every_counter_under_the_name_that_dashboards_know(watch):
     assert not found.has("instep_rdma_count_blind")
 
 
+NODE_EXPORTER = {
+    "counters": {
+        "link_downed": "link_downed",
+        "link_error_recovery": "link_error_recovery",
+        "symbol_error": "symbol_error",
+        "local_link_integrity_errors": "local_link_integrity_errors",
+        "excessive_buffer_overrun_errors": "excessive_buffer_overrun_errors",
+        "port_rcv_errors": "port_errors_received",
+        "port_rcv_remote_physical_errors": "port_receive_remote_physical_errors",
+        "port_rcv_switch_relay_errors": "port_receive_switch_relay_errors",
+        "port_rcv_constraint_errors": "port_constraint_errors_received",
+        "port_xmit_constraint_errors": "port_constraint_errors_transmitted",
+        "port_rcv_discards": "port_discards_received",
+        "port_xmit_discards": "port_discards_transmitted",
+        "port_xmit_wait": "port_transmit_wait",
+        "VL15_dropped": "vl15_dropped",
+        "port_rcv_data": "port_data_received_bytes",
+        "port_xmit_data": "port_data_transmitted_bytes",
+        "port_rcv_packets": "port_packets_received",
+        "port_xmit_packets": "port_packets_transmitted",
+        "unicast_rcv_packets": "unicast_packets_received",
+        "unicast_xmit_packets": "unicast_packets_transmitted",
+        "multicast_rcv_packets": "multicast_packets_received",
+        "multicast_xmit_packets": "multicast_packets_transmitted",
+    },
+    "hw_counters": {
+        "duplicate_request": "duplicate_requests_packets",
+        "implied_nak_seq_err": "implied_nak_seq_errors",
+        "local_ack_timeout_err": "local_ack_timeout_errors",
+        "np_cnp_sent": "np_cnp_packets_sent",
+        "np_ecn_marked_roce_packets": "np_ecn_marked_roce_packets_received",
+        "out_of_buffer": "out_of_buffer_drops",
+        "out_of_sequence": "out_of_sequence_packets_received",
+        "packet_seq_err": "packet_sequence_errors",
+        "req_cqe_error": "req_cqes_errors",
+        "req_cqe_flush_error": "req_cqes_flush_errors",
+        "req_remote_access_errors": "req_remote_access_errors",
+        "req_remote_invalid_request": "req_remote_invalid_request_errors",
+        "resp_cqe_error": "resp_cqes_errors",
+        "resp_cqe_flush_error": "resp_cqes_flush_errors",
+        "resp_local_length_error": "resp_local_length_errors",
+        "resp_remote_access_errors": "resp_remote_access_errors",
+        "rnr_nak_retry_err": "rnr_nak_retry_packets_received",
+        "roce_adp_retrans": "roce_adp_retransmits",
+        "roce_adp_retrans_to": "roce_adp_retransmits_timeout",
+        "roce_slow_restart": "roce_slow_restart_used",
+        "roce_slow_restart_cnps": "roce_slow_restart_cnps",
+        "roce_slow_restart_trans": "roce_slow_restart",
+        "rp_cnp_handled": "rp_cnp_packets_handled",
+        "rp_cnp_ignored": "rp_cnp_ignored_packets_received",
+        "rx_atomic_requests": "rx_atomic_requests",
+        "rx_dct_connect": "rx_dct_connect_requests",
+        "rx_read_requests": "rx_read_requests",
+        "rx_write_requests": "rx_write_requests",
+        "rx_icrc_encapsulated": "rx_icrc_encapsulated_errors",
+    },
+}
+"""File → the name that node_exporter's collector `infiniband` gives it, written down here a second time."""
+STOPS_AT = {
+    "link_downed": 255,
+    "link_error_recovery": 255,
+    "symbol_error": 65_535,
+    "local_link_integrity_errors": 15,
+    "excessive_buffer_overrun_errors": 15,
+    "port_rcv_errors": 65_535,
+    "port_rcv_remote_physical_errors": 65_535,
+    "port_rcv_switch_relay_errors": 65_535,
+    "port_rcv_constraint_errors": 255,
+    "port_xmit_constraint_errors": 255,
+    "port_xmit_discards": 65_535,
+    "port_xmit_wait": 2**32 - 1,
+    "VL15_dropped": 65_535,
+    "port_rcv_data": 2**32 - 1,
+    "port_xmit_data": 2**32 - 1,
+    "port_rcv_packets": 2**32 - 1,
+    "port_xmit_packets": 2**32 - 1,
+}
+"""File → the highest number that the InfiniBand specification's port counters hold; the others are 64 bits wide."""
+
+
+def test_each_file_has_the_name_of_node_exporter_and_its_own_value(watch):
+    hca = watch.tree.hca()
+    named = [(folder, file, name) for folder, files in NODE_EXPORTER.items() for file, name in files.items()]
+    for value, (folder, file, _) in enumerate(named, start=100):
+        watch.tree.set(hca, f"{folder}/{file}", value)
+    found = watch.look()
+    for value, (_, file, name) in enumerate(named, start=100):
+        scale = 4 if file in ("port_rcv_data", "port_xmit_data") else 1
+        assert found.value(f"node_infiniband_{name}_total", device="mlx5_0") == scale * value, file
+    assert {(one.folder, one.file) for one in COUNTERS} == {(folder, file) for folder, file, _ in named}
+
+
+def test_each_counter_stops_where_the_specification_says():
+    assert {one.file: one.maximum for one in COUNTERS if one.maximum} == STOPS_AT
+
+
 def test_virtual_functions_are_not_read(watch):
     hca = watch.tree.hca()
     part = watch.tree.hca("mlx5_9", "0000:18:00.4")
