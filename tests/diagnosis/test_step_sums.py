@@ -169,6 +169,13 @@ def test_a_job_that_is_slower_everywhere_is_told_so_and_nobody_is_named():
         assert judge_steps(replace(made_slower(job, 1.08), early_seconds=unknown)).uniform_slowdown == 1.0
 
 
+def test_a_reported_length_that_cannot_be_leaves_a_confidence():
+    job = sums(case_of(3, (4, 4, 8), [Fault("slow_worker", 0, 1, 0.5), Fault("data_wait", 0, 2, 0.5)]))
+    found = judge_steps(replace(job, seconds=job.seconds | {"step": np.full_like(job.seconds["step"], 1e-300)}))
+    assert 0.0 <= found.confidence <= 1.0
+    assert found.slowdown == 100.0
+
+
 def test_no_cause_and_no_healthy_job_is_taken_for_slower_everywhere():
     for number in range(48):
         case = random_case(90_000 + number, cause=CAUSES[number % len(CAUSES)])

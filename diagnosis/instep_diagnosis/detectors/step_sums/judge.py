@@ -175,7 +175,8 @@ def _length(sums: StepSums) -> float:
 
 def _cost(item: Hypothesis, replayed_T: Array, length: float) -> CauseCost:
     gain_T = replayed_T - step_seconds(item.repaired)
-    ratio = float(gain_T.mean()) / length if length > 0 else 0.0
+    # No repair saves more than the step, whatever a rank reports that its length was.
+    ratio = min(float(gain_T.mean()) / length, 1.0) if length > 0 else 0.0
     return CauseCost(item.cause, item.stage, item.dp, ratio, gain_T, item.hits_T, item.end_stage)
 
 
