@@ -13,6 +13,7 @@ import pytest
 from ingest_server import IngestServer
 from instep_agent import cli
 from instep_agent.config import AgentConfig, describe, load_config
+from instep_agent.errors import ConfigurationInvalid
 from instep_agent.rank_record import Phase
 from instep_agent.uplink import spool_slot
 from made_nodes import RECORDED
@@ -268,6 +269,29 @@ def test_once_prints_what_every_source_says(capsys, tmp_path):
     assert {"name": "instep_host_load1", "labels": {}, "value": 3.52} in said["samples"]
     assert cli.main(arguments) == 0
     assert "gpu_inventory    ok" in capsys.readouterr().out
+
+
+def test_gpus_that_are_expected_and_not_there_show(capsys, tmp_path):
+    (tmp_path / "agent.toml").write_text("expected_gpus = 8\n")
+    places = ["--root", RECORDED / "a100", "--record-root", tmp_path / "records", "--config", tmp_path / "agent.toml"]
+    assert cli.main(["--node", "n1", "--once", "--json", *map(str, places)]) == 0
+    samples = json.loads(capsys.readouterr().out)["samples"]
+    seen = {one["labels"]["seen_by"]: one["value"] for one in samples if one["name"] == "instep_gpus"}
+    assert (seen["expected"], seen["driver"]) == (8.0, 2.0)
+
+
+def test_intervals_of_the_file_reach_their_source_and_a_bad_address_stops_the_agent():
+    config = AgentConfig(
+        ranks_interval_seconds=0.3,
+        ranks_calm_interval_seconds=4.0,
+        ranks_discovery_interval_seconds=5.0,
+    )
+    by_name = {source.name: source for source in cli._sources(config)}
+    ranks = by_name["rank_records"]
+    intervals = ranks.interval_seconds, ranks.calm_interval_seconds, ranks.discovery_interval_seconds
+    assert intervals == (0.3, 4.0, 5.0)
+    with pytest.raises(ConfigurationInvalid, match="A source cannot be set up"):
+        cli._sources(AgentConfig(nccl_ras_addresses=("no port",)))
 
 
 def test_settings_are_described_with_their_source_and_range(monkeypatch, tmp_path):
