@@ -19,6 +19,7 @@ from instep_diagnosis import (
 from instep_diagnosis.catalogue_command import catalogue
 from instep_diagnosis.errors import DiagnosisError
 from instep_diagnosis.exit_status import COULD_NOT_LOOK
+from instep_diagnosis.standard_output import prepare_output
 
 __all__ = ["catalogue", "main"]
 
@@ -38,6 +39,7 @@ _COMMANDS: tuple[tuple[str, ModuleType], ...] = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """`instep diagnose`: 0 nothing found, 1 something found, 2 used wrongly, 3 the evidence cannot be read."""
     options = _diagnose_parser().parse_args(arguments)
+    prepare_output(as_json=options.json)
     try:
         return int(dict(_COMMANDS)[options.what].run(options))
     except DiagnosisError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from instep_diagnosis.errors import EvidenceError
+from instep_diagnosis.standard_output import prepare_output
 
 if TYPE_CHECKING:
     from instep_diagnosis.whatif.analysis import Analysis
@@ -25,6 +26,7 @@ EPILOG = "exit codes: 0 analysed, 2 used wrongly, 3 the trace cannot be read or 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`instep whatif`: 0 analysed, 2 used wrongly, 3 not possible."""
     options = _parser().parse_args(arguments)
+    prepare_output(as_json=options.json == "-")
     try:
         return _run(options)
     except ImportError as error:

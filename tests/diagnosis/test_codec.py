@@ -2,8 +2,12 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 import zipfile
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -181,6 +185,25 @@ def test_a_log_that_was_rotated_and_packed_is_read_as_it_is(tmp_path, capsys):
     log.write_bytes(log.read_bytes()[:-12])
     assert main(["kernel-log", str(log), "--json"]) == 3
     assert capsys.readouterr().err.startswith(f"instep diagnose: Cannot read {log} (")
+
+
+@pytest.mark.parametrize("form", ["--json", None])
+def test_letters_that_the_locale_does_not_have_end_no_command(tmp_path, form):
+    folder = os.fsencode(tmp_path / "dumps")
+    os.mkdir(folder)
+    Path(os.fsdecode(folder + b"/\xff_rank_0.json")).write_text("{")
+    entry = {"record_id": 1, "collective_seq_id": 1, "profiling_name": "nccl:caf\u00e9", "state": "scheduled"}
+    (tmp_path / "dumps" / "rank_1.json").write_text(json.dumps({"entries": [entry]}))
+    program = "import sys; from instep_diagnosis.cli import main; raise SystemExit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", program, "flight-recorder", folder, *([form] if form else [])]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(words, env=environment, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, b"")
+    if form:
+        found = json.loads(done.stdout)
+        assert "caf\u00e9" in found["verdict"] + str(found["evidence"])
+    else:
+        assert b"caf\\xe9" in done.stdout
 
 
 def test_a_log_that_cannot_be_read_is_told(tmp_path, capsys):

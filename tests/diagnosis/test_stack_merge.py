@@ -60,7 +60,7 @@ def test_ranks_that_all_stand_alike_or_half_and_half_have_no_odd_one():
 def test_ranks_that_are_each_by_themselves_are_all_told():
     saving = stack(*OUTER, ("save.py", 7, "write"))
     for one, other in ((6, 7), (0, 3)):
-        stacks = {rank: WAITING for rank in range(8)} | {one: LOADING, other: saving}
+        stacks = dict.fromkeys(range(8), WAITING) | {one: LOADING, other: saving}
         ranks, words = odd_ranks(merge_stacks(stacks))
         assert ranks == (one, other)
         assert "data.py:88 in load_batch; save.py:7 in write, where ranks" in words

@@ -178,8 +178,8 @@ def stack_tree_lines(tree: StackNode) -> list[str]:
 
 
 def odd_ranks(tree: StackNode) -> tuple[tuple[int, ...], str]:
-    """The fewest ranks that part from the most others, with a sentence; nobody, where no side is smaller. Sides as small
-    as one another are all named.
+    """The fewest ranks that part from the most others, with a sentence; nobody, where no side is smaller. Of several as
+    small as one another all are named.
 
     >>> one = ThreadStack(name="", is_main=True, is_active=True, owns_gil=False,
     ...                   frames=(StackFrame(function="wait", file="dist.py", line=1),))
