@@ -92,3 +92,21 @@ def test_a_thousand_ranks_are_looked_at_together():
     assert blamed(own_TR) == []
     own_TR[40:, 700] *= 1.03
     assert blamed(own_TR) == [700]
+
+
+def test_of_two_ranks_a_rise_within_the_noise_of_a_step_names_nobody():
+    """A single peer's lasting noise makes one, too: once in 140 simulated job-hours."""
+    own_TR = own_work(steps=120, ranks=2, noise=0.008)
+    own_TR[70:, 1] *= 1.025
+    assert blamed(own_TR) == []
+    own_TR[70:, 1] *= 1.02
+    assert blamed(own_TR) == [1]
+
+
+def test_long_steps_that_fall_on_one_of_the_ranks_by_chance_name_nobody():
+    """Of five hundred, some fall on one of four ranks six times in turn."""
+    dice = np.random.default_rng(6)
+    own_TR = own_work(steps=6000, ranks=4, noise=0.008, seed=6)
+    own_TR[::12][np.arange(500), dice.integers(4, size=500)] *= 5.0
+    for newest in range(WINDOW, len(own_TR), 12):
+        assert blamed(own_TR[max(0, newest - 128) : newest]) == [], newest

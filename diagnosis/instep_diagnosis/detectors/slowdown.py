@@ -42,6 +42,9 @@ _NEAR_SHARE = 0.8
 """A stretch whose median is below this share of the smallest level is not looked at further."""
 _OWN_RISE_SHARE = 0.5
 """Of two ranks, the slow one's own work must have risen by this share of what they came apart."""
+_PAIR_RISE_SIGMAS = 2.5
+"""Of two ranks, a rise must be so many times the noise of one step: what is less a single peer's lasting noise makes,
+too."""
 _PEERS_RISE_FACTOR = 2.0
 """Where neighbours disturb, a rank must have come apart from its peers by so many times what they became slower."""
 
@@ -257,11 +260,12 @@ class _Test:
         low = float(ordered_T[int(self._fast_share * length)])
         is_slow = z >= self._z_min and level >= self._level_min and low >= 0.5 * self._null
         is_slow = is_slow and length * level >= settings.lost_work_min
+        rise_min = max(self._rise_min, _PAIR_RISE_SIGMAS * scale) if self._ranks == 2 else self._rise_min
         has_risen = (
             length >= settings.rise_steps_min
             and len(stretch.past_T) >= _RISE_PAST_STEPS_MIN
             and rise_z >= (settings.pair_rise_z_min if self._ranks == 2 else self._z_min)
-            and min(level, level - past) >= self._rise_min
+            and min(level, level - past) >= rise_min
             and float(ordered_T[int(settings.rise_fast_share_max * length)]) >= past
         )
         found = ([z] if is_slow else []) + ([rise_z] if has_risen else [])
