@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 if (root := str(Path(__file__).parents[1])) not in sys.path:
     sys.path.insert(0, root)  # importlib mode puts no folder on the path
 
+settings.register_profile("instep", deadline=None)  # how long an example takes says how busy the machine is
+settings.load_profile("instep")
 _numbers = itertools.count(1)
 
 

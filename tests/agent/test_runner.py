@@ -103,6 +103,20 @@ def test_a_source_that_will_have_nothing_new_is_left_alone_so_long(tmp_path):
     assert source.asked == 2 + 8
 
 
+def test_those_that_rest_equally_long_rest_together(tmp_path):
+    sources = [Scripted(f"source{at}", interval) for at, interval in enumerate((1.0, 1.0, 10.0))]
+    agent = Agent(tmp_path, *sources)
+    agent.runner.run_due()
+    agent.after(1.0)
+    for source, rest in zip(sources, (2.0, 3.0, 25.0), strict=True):
+        source.rest_seconds = rest
+    for _ in range(29):
+        agent.after(1.0)
+    dues = [state.next_due_seconds - agent.runner.states[0].asked_at_seconds for state in agent.runner.states]
+    assert [source.asked for source in sources] == [17, 12, 2]
+    assert dues == pytest.approx([2.0, 3.0, 20.0])
+
+
 def test_a_frame_with_nothing_new_is_made_once_a_second(tmp_path):
     agent = Agent(tmp_path, Scripted("slow", 10.0), interval_seconds=0.25, values_interval_seconds=5.0)
     for _ in range(16):

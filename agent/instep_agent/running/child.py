@@ -313,7 +313,10 @@ def _watch_all(
 
 
 class _Requests:
-    """Requests, one a line: the name of the source to ask, and in how many seconds the next one may come."""
+    """Requests, one a line: the name of the source to ask, and when the next one may come, on this machine's clock.
+
+    A moment and not a time from now on: a request may have waited for a watch to end.
+    """
 
     def __init__(self, data: socket.socket) -> None:
         self._data = data
@@ -337,7 +340,7 @@ class _Requests:
             self._rest += received
         line, _, self._rest = self._rest.partition(b"\n")
         name, _, seconds = line.decode().partition(" ")
-        self._next_seconds = time.monotonic() + float(seconds or 0.0)
+        self._next_seconds = float(seconds or 0.0)
         return name
 
     def wait(self, timeout_seconds: float | None) -> bool:

@@ -22,6 +22,7 @@ import os
 import select
 import signal
 import socket
+import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence, Set
@@ -289,9 +290,9 @@ class Children:
             child.asked_at_seconds = now_seconds
             child.deadline_seconds = self._deadline_seconds(child, ready[0], now_seconds)
         child.asked += ready
-        free_seconds = child.free_seconds(now_seconds)
+        free_until_seconds = time.monotonic() + child.free_seconds(now_seconds)
         with contextlib.suppress(OSError):  # it has just ended: the keeper is about to say so
-            child.data.send(b"".join(b"%s %.3f\n" % (name.encode(), free_seconds) for name in ready))
+            child.data.send(b"".join(b"%s %.3f\n" % (name.encode(), free_until_seconds) for name in ready))
 
     def _deadline_seconds(self, child: _Child, source: str, now_seconds: float) -> float:
         grace_seconds = START_GRACE_SECONDS if child.is_new else 0.0

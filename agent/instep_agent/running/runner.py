@@ -194,6 +194,18 @@ class Runner:
         """
         return self._turn_from(now_seconds + 0.5 * interval_seconds, interval_seconds, lead_seconds)
 
+    def _rested_seconds(self, state: SourceState) -> float:
+        """Give the first turn after a source's rest; those that rest equally long come together, if that is near."""
+        if not state.rest_seconds:
+            return 0.0
+        rested_seconds = state.asked_at_seconds + state.rest_seconds
+        alone_seconds, together_seconds = (
+            self._turn_from(rested_seconds, interval_seconds, state.lead_seconds)
+            for interval_seconds in (state.source.interval_seconds, state.rest_seconds)
+        )
+        is_near = together_seconds - alone_seconds <= 1.1 * state.source.interval_seconds
+        return together_seconds if is_near else alone_seconds
+
     def _turn_from(self, moment_seconds: float, interval_seconds: float, lead_seconds: float = 0.0) -> float:
         """Give the first turn that is no earlier than a moment.
 
@@ -259,7 +271,8 @@ class Runner:
         interval_seconds = state.source.interval_seconds
         state.next_due_seconds = self._turn_after(now_seconds, interval_seconds, state.lead_seconds)
         if self.children.has(state.name):
-            self.children.ask(state.name, now_seconds, state.next_due_seconds + state.early_seconds)
+            next_seconds = max(state.next_due_seconds, self._rested_seconds(state))  # it will rest as it did last time
+            self.children.ask(state.name, now_seconds, next_seconds + state.early_seconds)
             return False
         self._running = state, now_seconds
         turn = take_turn(state.source, self._node)
@@ -298,10 +311,8 @@ class Runner:
             self._tick.add_rank(report)
         if turn.gpus or (state.name == "gpu_inventory" and turn.outcome == "ok"):
             self._tick.gpus = merged_gpus(self.states)
-        if turn.rest_seconds:
-            rested_seconds = state.asked_at_seconds + turn.rest_seconds
-            rested_seconds = self._turn_from(rested_seconds, state.source.interval_seconds, state.lead_seconds)
-            state.next_due_seconds = max(state.next_due_seconds, rested_seconds)
+        state.rest_seconds = turn.rest_seconds
+        state.next_due_seconds = max(state.next_due_seconds, self._rested_seconds(state))
         if turn.outcome == "absent":
             retry_seconds = max(ABSENT_RETRY_SECONDS, state.source.interval_seconds)
             retry_seconds = self._turn_after(state.asked_at_seconds, retry_seconds, state.lead_seconds)

@@ -67,6 +67,8 @@ class SourceState:
     gpus: tuple[GpuReport, ...] = ()
     metric_names: frozenset[str] = frozenset()
     early_seconds: float = 0.0
+    rest_seconds: float = 0.0
+    """What its last turn said of it."""
     lead_seconds: float = 0.0
     """It is asked so long before the others of its interval."""
     unknown_names: set[str] = field(default_factory=set)

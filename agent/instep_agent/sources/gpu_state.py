@@ -133,14 +133,17 @@ REASONS = (
     (0x400, "reliability"),
 )
 _SENSOR_GPU, _SM, _MEMORY = 0, 1, 2
+CALM_SECONDS = 2.0
+"""The next look comes after this while what holds the clocks of every GPU, if anything does, is as at the last one."""
 
 
 class GpuState:
     """Load, memory, temperatures, power, energy and clocks of every GPU, from NVML.
 
-    Once a second: the driver itself averages load and power over up to a second, so a slower look would miss short
-    throttling that makes one rank late, and a faster one would see the same numbers again. With MIG on the driver gives
-    no load: it is absent then, not 0.
+    Once a second while anything changes in why the clocks are what they are, or a GPU cannot be read: a slower look
+    would miss short throttling that makes one rank late, and a faster one would see the same numbers again, since the
+    driver itself averages load and power over up to a second. Every other second while nothing does. With MIG on the
+    driver gives no load: it is absent then, not 0.
     """
 
     name = "gpu_state"
@@ -170,14 +173,19 @@ class GpuState:
     def __init__(self, driver: nvml.Driver = nvml.shared) -> None:
         self._driver = driver
         self._reasons: dict[Gpu, tuple[int, tuple[Sample, ...]]] = {}
+        self.rest_seconds = 0.0
 
     def collect(self, node: Node) -> Iterator[Reading]:
         """Yield the state of every GPU. Raise `Absent` without an NVIDIA GPU, `SourceFailed` when refused."""
+        self.rest_seconds = 0.0
         gpus = self._driver.gpus(node)
+        self.rest_seconds = CALM_SECONDS
         self._reasons = {gpu: kept for gpu, kept in self._reasons.items() if gpu in gpus}
         yield from self._driver.each(node, lambda gpu: self._read(gpu, node))
         unreadable = self._driver.unreadable()
         for gpu in (*gpus, *(gpu for gpu in unreadable if gpu not in gpus)):
+            if gpu.problem:
+                self.rest_seconds = 0.0
             yield gpu.sample(IS_LOST, bool(gpu.problem))
             for error, count in gpu.errors.items():
                 yield gpu.sample(READ_ERRORS, count, error=error)
@@ -234,6 +242,7 @@ class GpuState:
             return
         kept = self._reasons.get(gpu)
         if kept is None or kept[0] != mask:
+            self.rest_seconds = 0.0
             samples = (gpu.sample(REASON, bool(mask & bit), reason=reason) for bit, reason in REASONS)
             kept = self._reasons[gpu] = (mask, (gpu.sample(REASONS_MASK, mask), *samples))
         yield from kept[1]

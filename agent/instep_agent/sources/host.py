@@ -19,7 +19,7 @@ class Host:
     """
 
     name = "host"
-    interval_seconds = 2.0
+    interval_seconds = 5.0
     deadline_seconds = 1.0
     child = ""
     rights = "reads the node's /proc: everybody may, in a container the node's /proc mounted read-only"

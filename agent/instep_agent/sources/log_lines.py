@@ -26,6 +26,8 @@ DISCOVERY_SECONDS = 5.0
 BYTES_PER_TURN_MAX = 4 << 20
 """Of all files together; what is left comes with the next turn."""
 FILE_BYTES_PER_TURN_MAX = 1 << 20
+UNCONFIGURED_REST_SECONDS = 60.0
+"""Nothing comes of asking while no log files are named."""
 WINDOW_SECONDS = 60.0
 """Lines that differ in numbers only are sent once in so long, for each file; the window's end tells how many came."""
 SENT_MAX = 500
@@ -91,6 +93,7 @@ class LogLines:
         self._matched: Counter[str] = Counter()
         self._read_bytes = self._skipped_bytes = self._unsent = 0
         self._first = 0
+        self.rest_seconds = 0.0 if self._globs else UNCONFIGURED_REST_SECONDS
 
     def collect(self, node: Node) -> Iterator[Fact | Sample]:
         """Yield what came since last time. Raise `Absent` when nothing is configured or there, `SourceFailed` when

@@ -40,7 +40,7 @@ class Mounts:
     """
 
     name = "mounts"
-    interval_seconds = 30.0
+    interval_seconds = 60.0
     deadline_seconds = 5.0
     child = "slow"
     rights = "sees the node's mounts: in a container the node's /proc, and its file systems beneath `root`"

@@ -35,7 +35,7 @@ COMMUNICATORS_MAX = 32
 """The largest ones have samples of their own."""
 FACTS_MAX = 64
 """Of one turn; what is beyond is only counted."""
-NOBODY_REST_SECONDS = 30.0
+NOBODY_REST_SECONDS = 60.0
 """Between two looks for a service where none listened."""
 EARLY_SECONDS = 0.5
 """A turn that comes so little before its time is none too early."""

@@ -19,6 +19,9 @@ from instep_agent.wire import Sample
 LOSSES_SECONDS = 10.0
 """So often the counter of losses is read, which a device answers and not the kernel's memory; and after each change."""
 ROLES_SECONDS = 60.0
+RATE_SECONDS = 2.0
+"""So often an active port's rate and physical state are read; each question goes to the adapter, and they change with
+the state."""
 GIGABIT_BYTES = 125e6
 LINK_DOWNED_MAX = 255
 _ACTIVE, _ACTIVE_DEFER = 4, 5
@@ -40,6 +43,7 @@ class _Watched:
     looked_ns: int = 0
     boot_id: str = ""
     told: _Told | None = None
+    rate_due_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +130,12 @@ class RdmaPorts:
         watched = self._ports.setdefault((hca.name, port.number), _Watched())
         now_ns = node.monotonic_ns()
         path = port.path
-        texts = (self._text(f"{path}/state"), self._text(f"{path}/phys_state"), self._text(f"{path}/rate"))
-        told = watched.told
+        state, told = self._text(f"{path}/state"), watched.told
+        if told is not None and told.is_up and told.texts[0] == state and now_ns < watched.rate_due_ns:
+            texts = told.texts
+        else:
+            texts = (state, self._text(f"{path}/phys_state"), self._text(f"{path}/rate"))
+            watched.rate_due_ns = now_ns + int(RATE_SECONDS * 1e9)
         if told is not None and told.hca is hca and told.texts == texts and not _is_due(hca, watched, now_ns):
             watched.watch.look(told.is_up, now_ns)
             watched.looked_ns = now_ns

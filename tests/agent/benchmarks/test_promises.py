@@ -42,7 +42,7 @@ def test_faults_are_read_back_from_the_real_servers_store_once_each(node):
 
 
 def test_a_call_that_hangs_is_named_and_everything_else_goes_on(node):
-    found = measure_hang(node, 6.0, watch_seconds=2.0)
+    found = measure_hang(node, 10.0, watch_seconds=2.0)
     assert found.finding is not None and CALL in found.finding.text
     assert found.recovered is not None
     assert (found.left, found.left_at_end, len(found.after)) == ([], [], len(found.before))

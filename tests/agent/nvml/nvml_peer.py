@@ -113,7 +113,8 @@ class _Worker:
     def collect(self, source: str, later_seconds: float = 0.0) -> dict:
         """Take a turn of one source."""
         self.now_ns += int(later_seconds * 1e9)
-        return self._take(self.sources[source].collect(self.node))
+        answer = self._take(self.sources[source].collect(self.node))
+        return answer | {"rest_seconds": getattr(self.sources[source], "rest_seconds", 0.0)}
 
     def wait(self, seconds: float) -> dict:
         """Let time pass on the node's clock."""

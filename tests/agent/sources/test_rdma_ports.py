@@ -7,7 +7,7 @@ import pytest
 from instep_agent.errors import Absent, SourceFailed
 from instep_agent.node import Node
 from instep_agent.running.runner import Runner
-from instep_agent.sources.rdma_ports import RdmaPorts
+from instep_agent.sources.rdma_ports import RATE_SECONDS, RdmaPorts
 from made_nodes import Clock, node_at
 from sysfs_trees import Tree, look, write
 
@@ -158,7 +158,7 @@ def test_another_rate_is_told(watch):
     hca = watch.tree.hca()
     watch.look()
     watch.tree.set(hca, "rate", "200 Gb/sec (2X NDR)")
-    found = watch.look()
+    found = watch.look(RATE_SECONDS)
     (fact,) = found.facts
     assert (fact.kind, fact.fields["rate_before"]) == ("link_rate_changed", "400 Gb/sec (4X NDR)")
     assert found.value("instep_rdma_port_lanes") == 2
