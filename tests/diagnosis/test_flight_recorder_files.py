@@ -132,6 +132,22 @@ def test_an_operation_that_all_entered_names_nobody(capsys, tmp_path):
     assert (found["culprits"], found["kind"], found["confidence"]) == ([], "device", 0.0)
 
 
+@pytest.mark.parametrize("guilty", range(4))
+def test_the_one_device_that_has_not_begun_is_named_where_timing_is_on(capsys, tmp_path, guilty):
+    timed = {"time_discovered_started_ns": 7, "time_discovered_completed_ns": 9}
+    stuck = {
+        rank: dump([entry(1, 1, **timed), entry(2, 2, state="scheduled" if rank == guilty else "started")])
+        for rank in range(4)
+    }
+    found = diagnosed(capsys, write(tmp_path, stuck))
+    assert (found["culprits"], found["kind"]) == ([guilty], "device")
+    # Its twin: without times nobody's silence about a start says anything.
+    for value in stuck.values():
+        for row in list(value["entries"]):  # type: ignore[call-overload]
+            row.update(time_discovered_started_ns=None, time_discovered_completed_ns=None)
+    assert diagnosed(capsys, write(tmp_path, stuck))["culprits"] == []
+
+
 def test_the_rank_without_a_dump_that_all_wait_for_is_named(capsys, tmp_path):
     dumps = hang()
     del dumps[2]
@@ -276,6 +292,19 @@ def test_raw_gloo_dumps_that_list_no_members_are_read(capsys, tmp_path):
         for row in list(value["entries"]):  # type: ignore[call-overload]
             row["profiling_name"] = "gloo:all_reduce"
     assert diagnosed(capsys, write(tmp_path, dumps, form="json"))["culprits"] == [2]
+
+
+def test_dumps_of_old_versions_that_name_no_groups_are_read(capsys, tmp_path):
+    dumps = hang()
+    for value in dumps.values():
+        value["version"] = "2.1"
+        del value["pg_status"]
+        for row in list(value["entries"]):  # type: ignore[call-overload]
+            row["seq_id"] = row.pop("collective_seq_id")
+            del row["process_group"], row["p2p_seq_id"], row["is_p2p"], row["retired"], row["input_dtypes"]
+    found = diagnosed(capsys, write(tmp_path, dumps))
+    assert (found["culprits"], found["kind"], found["members"]) == ([2], "host", [0, 1, 2, 3])
+    assert "seq 9 of group without a name (0-3)" in str(found["verdict"])
 
 
 def test_other_versions_and_unknown_keys_are_read(capsys, tmp_path):

@@ -36,6 +36,7 @@ def assemble(
             calls=tuple(call for _, call in sorted(calls[rank], key=lambda found: found[0])),
             standings={} if dump.is_gloo else _standings(dump, names[rank], with_transfers),
             has_device=not dump.is_gloo,
+            has_timing=any(entry.is_timed for entry in dump.entries),
             may_transfer=_may_transfer(dump),
             has_hidden_transfers=_has_hidden_transfers(dump),
             has_idle_groups=_has_idle_groups(dump),
@@ -103,9 +104,9 @@ def _add_unlisted(
     for (name, description), ranks in seen.items():
         is_world = description == "default_pg" or (name == "0" and not description)
         key = f"{description}@{name}"
-        group = groups.setdefault(
-            key, Group(key, description or name, tuple(world) if is_world else tuple(sorted(ranks)), is_listed=is_world)
-        )
+        words = description or name or "without a name"
+        members = tuple(world) if is_world else tuple(sorted(ranks))
+        group = groups.setdefault(key, Group(key, words, members, is_listed=is_world))
         for rank in ranks:
             names[rank][name, description] = group
 

@@ -138,7 +138,7 @@ def wait_graph(history: History) -> WaitGraph:
 
 def _has_timing(known: RankHistory) -> bool:
     has_call = any(call.progress is Progress.STARTED for call in known.calls)
-    return has_call or any(standing.started is not None for standing in known.standings.values())
+    return known.has_timing or has_call or any(standing.started is not None for standing in known.standings.values())
 
 
 def _levels(history: History) -> dict[str, dict[int, _Level]]:

@@ -77,6 +77,8 @@ class RankHistory:
     """It called transfers, which its recorder does not show, after the last operation on record."""
     has_hidden_transfers: bool = False
     """Its job calls transfers that are not on record: a rank with nothing outstanding may sit in one."""
+    has_timing: bool = False
+    """When its device begins an operation is on record, also of those that are over."""
     has_idle_groups: bool = False
     """It has a group in which nothing is on record: there may be transfers in it, which gloo does not show."""
     process: str = ""

@@ -47,6 +47,8 @@ class Entry:
     is_last_of_batch: bool = False
     """The record of a whole batch of coalesced operations, which alone carries the batch's state."""
     created_ns: int = 0
+    is_timed: bool = False
+    """When its device began it is on record, which only is where timing is on."""
     op_id: int = 0
     """Its number among all operations of the group: transfers count here too, also those that are not listed."""
 
@@ -123,6 +125,7 @@ def _entry(raw: Mapping[Plain, Plain]) -> Entry:
         is_transfer=is_transfer,
         peers=ends,
         is_last_of_batch=op == "coalesced",
+        is_timed=bool(_number_up_to(raw.get("time_discovered_started_ns"), 1 << 63)),
         op_id=number(raw.get("op_id")) or 0,
         created_ns=_number_up_to(raw.get("time_created_ns"), 1 << 63) or 0,
     )
