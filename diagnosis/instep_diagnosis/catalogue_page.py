@@ -63,9 +63,9 @@ _TABLES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     (
         "reading",
         "Readings of GPUs",
-        "What opens an incident without any line. The row of *code* or *line* says how bad it is; a line with a code "
-        "of *part of* says more than the reading, which then belongs to it.",
-        ("code", "line", "part_of", "text"),
+        "What opens an incident without any line. The row that it *means* says how bad it is; a line with an Xid of "
+        "*part of* says more than the reading, which then belongs to it.",
+        ("means", "part_of", "text"),
     ),
     (
         "nccl",

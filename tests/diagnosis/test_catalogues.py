@@ -198,6 +198,8 @@ def test_no_text_breaks_the_matcher_of_log_lines(text):
         (["nccl", "WARN Socket recv failed while polling for x"], {"name": "peer-socket-closed"}),
         (["kernel", "oom-kill"], {"owner": "job"}),
         (["recovery", "2"], {"action": "reboot-node"}),
+        (["reading", "ecc-uncorrected"], {"means": "xid 48", "part_of": [48, 64, 94, 95, 140]}),
+        (["reading", "gpu-missing"], {"means": "kernel gpu-lost", "part_of": [79]}),
     ],
 )
 def test_an_entry_is_shown_with_its_source_and_version(arguments, expected, capsys):

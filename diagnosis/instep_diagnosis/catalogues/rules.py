@@ -106,6 +106,11 @@ class ReadingRule:
     text: str
     source: str
 
+    @property
+    def means(self) -> str:
+        """The row that says how bad it is, what to do and what ends it: its catalogue and key."""
+        return f"xid {self.code}" if self.code else f"kernel {self.line}"
+
 
 @cache
 def recovery_actions() -> dict[int, RecoveryAction]:

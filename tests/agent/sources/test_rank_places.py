@@ -5,7 +5,7 @@ import time
 
 import pytest
 from instep_agent.host.pci import nearest_rdma
-from instep_agent.host.processes import start_ticks
+from instep_agent.host.processes import is_known_as, pid_namespace, start_ticks
 from instep_agent.node import Node
 from instep_agent.ranks.places import LOOK_SECONDS, RankTable
 from instep_agent.sources.kernel_log import KernelLog
@@ -204,3 +204,10 @@ def test_a_rank_of_this_very_process_table_is_found(tmp_path):
     assert report.place.pid_namespace == os.stat("/proc/self/ns/pid").st_ino
     assert report_of(writer).place is None
     source.close()
+
+
+def test_a_number_counts_in_its_own_pid_namespace_only():
+    me, namespace = os.getpid(), pid_namespace()
+    assert is_known_as(me, me, namespace)
+    assert not is_known_as(me, me, namespace + 1)
+    assert not is_known_as(me, me + 1, namespace)
