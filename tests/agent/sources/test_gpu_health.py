@@ -253,9 +253,18 @@ def test_a_process_that_is_a_rank_is_named_as_one_and_no_other_is(peer, scenario
         scenario.add(f"0.process {me} {2 * GIB}", f"0.process {os.getppid()} {GIB}")
         peer.ask(do="reset", record_root=str(tmp_path))
         answer = peer.collect("gpu_processes")
+        assert peer.collect("gpu_processes")["samples"] == answer["samples"]
     assert answer.values(MEMORY_OF_PROCESS, pid=me, job="train", run="r-1", rank="3") == {"0": 2 * GIB}
     (parent,) = [dict(labels) for name, labels, _ in answer["samples"] if dict(labels).get("pid") == str(os.getppid())]
     assert "rank" not in parent and answer.values(MEMORY_OF_PROCESS, pid=str(os.getppid())) == {"0": GIB}
+
+
+def test_a_process_whose_record_comes_later_is_named_then(peer, scenario, tmp_path):
+    scenario.add(f"0.process {os.getpid()} {GIB}")
+    peer.ask(do="reset", record_root=str(tmp_path))
+    assert peer.collect("gpu_processes").values(MEMORY_OF_PROCESS, rank="3") == {}
+    with contextlib.closing(new_writer(tmp_path, rank=3, node="n1")):
+        assert peer.collect("gpu_processes").values(MEMORY_OF_PROCESS, rank="3") == {"0": GIB}
 
 
 def test_a_gpu_that_nobody_uses_has_no_processes(peer, scenario):
