@@ -110,6 +110,31 @@ def test_whatever_each_rank_leaves_out_nobody_innocent_is_named(whole, guilty):
     assert (guilty is None) == (named == 0)
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.randoms(use_true_random=False), st.booleans())
+def test_no_victim_is_named_where_what_it_waits_in_is_missing(random, is_late):
+    whole = {
+        "0": {"dp0": (10, 10, 9), "tp0": (5, 5, 5)},
+        "1": {"dp1": (10, 10, 9), "tp0": (5, 5, 5)},
+        "2": {"dp0": (9, 9, 9), "tp1": (7, 7, 6)},
+        "3": {"dp1": (9, 9, 9), "tp1": (6, 6, 6)},
+    }
+    if not is_late:
+        whole = {rank: dict.fromkeys(rows, (9, 9, 9)) for rank, rows in whole.items()}
+    said = {
+        rank: {
+            group: {name: count for name, count in zip(COUNTERS, row, strict=True) if random.random() < 0.8}
+            for group, row in rows.items()
+            if random.random() < 0.9
+        }
+        for rank, rows in whole.items()
+    }
+    history = read_counters({"groups": GRID, "ranks": said})
+    if history is not None:
+        found = localise(history)
+        assert set(found.culprits) <= ({3} if is_late else set()) or not set(found.culprits) & set(history.ranks)
+
+
 def test_a_rank_that_says_nothing_of_one_group_is_not_late_in_it(capsys, tmp_path):
     groups = {"dp": {"members": [0, 1, 2, 3]}, "tp": {"members": [2, 3]}}
     ranks = {str(rank): {"dp": counts(10, 10, 9)} for rank in range(3)} | {"3": {"tp": counts(5, 5, 5)}}

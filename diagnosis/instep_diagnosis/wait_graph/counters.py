@@ -82,6 +82,9 @@ def _history(ranks: Mapping[int, Plain], described: Mapping[Plain, Plain], world
             groups.setdefault(key, Group(key, _described(name, described), own))
     for key, group in groups.items():
         groups[key] = group if group.members else _with_members(group, seen[key], world)
+    for name, members in stated.items():
+        if members and name not in groups:  # nobody says anything of it: its members may wait there
+            groups[name] = Group(name, _described(name, described), members)
     left_out = sorted({key for key, group in groups.items() if _is_of_transfers(group, rows, keys, described)})
     standings = _standings(rows, keys, left_out)
     found = {
@@ -91,7 +94,8 @@ def _history(ranks: Mapping[int, Plain], described: Mapping[Plain, Plain], world
     }
     silent = {rank: _process_words(ranks.get(rank)) or "no counters" for rank in world if rank not in found}
     notes = tuple(f"Group {key} was left out: its transfers count differently on each rank." for key in left_out)
-    return History(world, groups, found, silent, notes, source="counters")
+    kept = {key: group for key, group in groups.items() if key not in left_out}
+    return History(world, kept, found, silent, notes, source="counters")
 
 
 def _described(name: str, described: Mapping[Plain, Plain]) -> str:

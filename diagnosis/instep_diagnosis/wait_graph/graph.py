@@ -7,7 +7,7 @@ ranks, so that a group of any size costs as much as it has members.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from instep_diagnosis.wait_graph.history import Call, Group, History, Progress, RankHistory, Standing
@@ -83,6 +83,8 @@ class WaitGraph:
     """Group key → rank → the last number it entered there, where that is known."""
     has_timing: frozenset[int]
     """Ranks whose device start is on record, so that its absence says something."""
+    unsure: frozenset[int]
+    """Ranks that may wait for somebody where nothing tells, since counters of theirs are missing."""
 
     def is_blocked(self, rank: int) -> bool:
         """Whether a rank waits for one that has not entered, or that nothing is known of."""
@@ -133,7 +135,27 @@ def wait_graph(history: History) -> WaitGraph:
             for key, ranks in levels.items()
         },
         has_timing=frozenset(rank for rank, known in history.ranks.items() if _has_timing(known)),
+        unsure=frozenset(_unsure(history, levels)),
     )
+
+
+def _unsure(history: History, levels: Mapping[str, Mapping[int, _Level]]) -> Iterator[int]:
+    """Ranks that may have an operation open which another member of its group has not entered. What one has completed,
+    all have entered."""
+    unordered = {rank for rank, known in history.ranks.items() if not known.is_ordered}
+    for key, group in history.groups.items() if unordered else ():
+        found = levels.get(key, {})
+        reached = [found[rank].entered if rank in found else None for rank in group.members]
+        least = min((-1 if count is None else count for count in reached), default=-1)
+        least = max(least, *(level.completed for level in found.values() if level.completed is not None), -1)
+        for rank in unordered.intersection(group.members):
+            if not (rank in found and _is_through(found[rank], least)):
+                yield rank
+
+
+def _is_through(level: _Level, least: int) -> bool:
+    """Whether a rank surely waits for nobody: it has completed all that it entered, or all others have entered it."""
+    return level.ceiling is not None and max(least, -1 if level.completed is None else level.completed) >= level.ceiling
 
 
 def _has_timing(known: RankHistory) -> bool:

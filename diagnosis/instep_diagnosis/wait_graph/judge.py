@@ -161,7 +161,7 @@ def _stuck(history: History, graph: WaitGraph) -> Finding | None:
     """Ranks that hold up the others, on the device or on the host."""
     lagging = _lagging(history, graph)
     sinks = {rank for rank in graph.behind() if not graph.is_blocked(rank)} - set(lagging)
-    host = sorted(rank for rank in sinks if not _is_held(graph, rank))
+    host = sorted(rank for rank in sinks if rank not in graph.unsure and not _is_held(graph, rank))
     seen_to_call = [rank for rank in host if not history.ranks[rank].may_transfer]
     host = seen_to_call or host
     silent = _hiding_silent(history, graph, host) if not lagging else []
