@@ -32,6 +32,8 @@ class HeldFiles:
         self._held_max = min(held_max, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._pread = pread
         self._descriptors: dict[str, int] = {}
+        self.reopened_total = 0
+        """Files that were of a removed device, and are there again."""
         weakref.finalize(self, _close_all, self._descriptors).atexit = False
 
     def text(self, path: str) -> str:
@@ -44,6 +46,7 @@ class HeldFiles:
                 self._let_go(path)
                 if error.errno not in _GONE:
                     raise
+                self.reopened_total += 1
         descriptor = _open_plain(path)
         if len(self._descriptors) < self._held_max:
             self._descriptors[path] = descriptor

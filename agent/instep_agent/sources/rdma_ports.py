@@ -10,12 +10,14 @@ from instep_agent.counters import CounterMemory, NoNumber, number
 from instep_agent.held_files import HeldFiles, number_of
 from instep_agent.metric import counter, gauge
 from instep_agent.network.link_watch import Happened, LinkEvent, LinkWatch
-from instep_agent.network.rdma import Hca, Hcas, Port, class_folder, facts_of, sample
+from instep_agent.network.rdma import Change, Hca, Hcas, Port, class_folder, facts_of, sample
 from instep_agent.network.roles import Evidence, Role, default_route_interfaces, role_of
 from instep_agent.node import Fact, Node, Reading
 from instep_agent.sight import check_readable
 from instep_agent.wire import Sample
 
+LISTING_SECONDS = 5.0
+"""So often adapters are listed while all that are known answer; one that is gone or was reloaded does not."""
 LOSSES_SECONDS = 10.0
 """So often the counter of losses is read, which a device answers and not the kernel's memory; and after each change."""
 ROLES_SECONDS = 60.0
@@ -97,40 +99,57 @@ class RdmaPorts:
         self._ports: dict[tuple[str, str], _Watched] = {}
         self._routed: frozenset[str] = frozenset()
         self._routed_due_ns = 0
+        self._here: list[Hca] = []
+        self._listing_due_ns = 0
+        self._reopened_total = 0
 
     def collect(self, node: Node) -> Iterator[Reading]:
         """Yield the ports' samples and what happened to them. Raise `Absent` on a node without RDMA adapters."""
-        here = self._hcas.look(node)
-        for change in self._hcas.changes:
-            self._files.close(f"{class_folder(node)}/{change.name}/")
-            for (name, _), watched in self._ports.items():
-                if name == change.name:
-                    watched.losses = CounterMemory()
-                    watched.watch.rebase()
-        yield from facts_of(self._hcas.changes, node)
-        self._forget({*(hca.name for hca in here), *(hca.name for hca in self._hcas.gone())})
         now_ns = node.monotonic_ns()
+        states = self._states() if now_ns < self._listing_due_ns else {}
+        if not all(states.values()) or not states or self._files.reopened_total != self._reopened_total:
+            yield from facts_of(self._list(node), node)
+            states = self._states()
+        here = self._here
         if now_ns >= self._routed_due_ns:
             self._routed, self._routed_due_ns = default_route_interfaces(node), now_ns + int(ROLES_SECONDS * 1e9)
         for hca in here:
             yield sample("instep_rdma_device_present", (("device", hca.name),), 1)
             yield sample("node_infiniband_info", hca.info(), 1)
             for port in hca.ports:
-                yield from self._port(hca, port, node)
+                yield from self._port(hca, port, node, states[port.path])
         for hca in self._hcas.gone():
             yield sample("instep_rdma_device_present", (("device", hca.name),), 0)
         if not any(watched.watch.was_seen for watched in self._ports.values()):
             check_readable(f"{port.path}/state" for hca in here for port in hca.ports)
 
+    def _states(self) -> dict[str, str]:
+        """Give what the state file of each known port says, by the port's folder; empty where it does not answer."""
+        return {port.path: self._text(f"{port.path}/state") for hca in self._here for port in hca.ports}
+
+    def _list(self, node: Node) -> list[Change]:
+        """See which adapters there are, and give what has happened to any since the last listing."""
+        self._here = self._hcas.look(node)
+        self._reopened_total = self._files.reopened_total
+        self._listing_due_ns = 0 if self._hcas.gone() else node.monotonic_ns() + int(LISTING_SECONDS * 1e9)
+        for change in self._hcas.changes:
+            self._files.close(f"{class_folder(node)}/{change.name}/")
+            for (name, _), watched in self._ports.items():
+                if name == change.name:
+                    watched.losses = CounterMemory()
+                    watched.watch.rebase()
+        self._forget({*(hca.name for hca in self._here), *(hca.name for hca in self._hcas.gone())})
+        return self._hcas.changes
+
     def _forget(self, known: set[str]) -> None:
         for key in [key for key in self._ports if key[0] not in known]:
             del self._ports[key]
 
-    def _port(self, hca: Hca, port: Port, node: Node) -> Iterator[Reading]:
+    def _port(self, hca: Hca, port: Port, node: Node, state: str) -> Iterator[Reading]:
         watched = self._ports.setdefault((hca.name, port.number), _Watched())
         now_ns = node.monotonic_ns()
         path = port.path
-        state, told = self._text(f"{path}/state"), watched.told
+        told = watched.told
         if told is not None and told.is_up and told.texts[0] == state and now_ns < watched.rate_due_ns:
             texts = told.texts
         else:

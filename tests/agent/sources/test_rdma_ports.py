@@ -1,22 +1,31 @@
 """RDMA ports: state and rate, losses seen and unseen, what each port is there for, adapters that come and go."""
 
+import errno
 import os
 import time
 
 import pytest
 from instep_agent.errors import Absent, SourceFailed
+from instep_agent.held_files import HeldFiles
 from instep_agent.node import Node
 from instep_agent.running.runner import Runner
-from instep_agent.sources.rdma_ports import RATE_SECONDS, RdmaPorts
+from instep_agent.sources.rdma_ports import LISTING_SECONDS, RATE_SECONDS, RdmaPorts
 from made_nodes import Clock, node_at
 from sysfs_trees import Tree, look, write
+
+
+def kernel_pread(descriptor, count, offset):
+    """Read as the kernel does: a file of a device that was removed answers no more, whoever still holds it open."""
+    if "/gone-" in os.readlink(f"/proc/self/fd/{descriptor}"):
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+    return os.pread(descriptor, count, offset)
 
 
 class Watch:
     """A source over a tree, asked at times of its own."""
 
     def __init__(self, root):
-        self.tree, self.clock, self.source = Tree(root), Clock(), RdmaPorts()
+        self.tree, self.clock, self.source = Tree(root), Clock(), RdmaPorts(HeldFiles(pread=kernel_pread))
         self.node = node_at(root, self.clock)
 
     def look(self, after_seconds=1.0):
@@ -234,7 +243,8 @@ def test_an_adapter_that_appears_later_is_told(watch):
     watch.tree.hca()
     watch.look()
     watch.tree.hca("mlx5_1", "0000:29:00.0")
-    assert watch.look().kinds() == ["rdma_device_added"]
+    assert watch.looks(1) == []
+    assert watch.look(LISTING_SECONDS).kinds() == ["rdma_device_added"]
 
 
 def roles(found):
