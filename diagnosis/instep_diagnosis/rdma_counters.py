@@ -100,9 +100,10 @@ def _fallen(row: CounterRow, before: int, now: int) -> int:
 
 
 def _is_wrap(row: CounterRow, before: int, now: int) -> bool:
-    """Only a narrow counter in the last quarter of its range, now in the first, wraps; anything else is a new start."""
+    """Only a narrow counter in the last quarter of its range, now in the first, wraps; anything else is a new start,
+    also of one that some devices make wider than it is by rights."""
     size = 1 << row.bits
-    return row.saturates_at is None and row.bits <= 32 and before >= size * 3 // 4 and now < size // 4
+    return row.saturates_at is None and row.bits <= 32 and size * 3 // 4 <= before < size and now < size // 4
 
 
 def _row(name: str, entry: dict[str, Any], sources: dict[str, str]) -> CounterRow:

@@ -134,6 +134,7 @@ def test_a_counter_has_its_maximum(name, maximum):
         ("link_downed", 255, 255, Change.SATURATED, 0),
         ("port_xmit_wait", 2**32 - 10, 5, Change.RISE, 15),
         ("port_xmit_wait", 1000, 5, Change.CLEARED, 5),
+        ("port_xmit_wait", 2**32 + 1, 0, Change.CLEARED, 0),
         ("port_xmit_data", 2**63, 8, Change.CLEARED, 8),
     ],
 )
