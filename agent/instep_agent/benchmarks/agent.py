@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -25,12 +26,14 @@ from instep_agent.benchmarks.sink import Sink
 from instep_agent.benchmarks.storm import measure_storm
 from instep_agent.benchmarks.usage import cpu_seconds, ended_children_seconds, group_of, memory
 from instep_agent.errors import AgentError
+from instep_agent.running.repeating import Repeating
 from instep_agent.uplink.spool import BYTES_MAX
 
 WINDOW_SECONDS = 10.0
 SCRAPE_SECONDS = 15.0
 WARM_UP_SECONDS = 10.0
 """The first seconds hold imports and the making of dictionaries."""
+CHANGE_SECONDS = 1.0
 CPU_RATIO_MAX, PSS_BYTES_MAX, SERIES_MAX = 0.005, 40 << 20, 1500
 _MIB = 1 << 20
 
@@ -125,6 +128,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DEVICE",
         help="a real kernel log, such as /dev/kmsg (default: a file)",
     )
+    parser.add_argument(
+        "--changing",
+        action="store_true",
+        help="what holds a GPU's clocks changes every second, so that GPUs are never looked at more rarely",
+    )
     parser.add_argument("--without-peers", action="store_true", help="leave out nvitop-exporter and node_exporter")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -137,8 +145,12 @@ def _cost(options: argparse.Namespace) -> Result:
         watched = [Watched("instep agent", node.agent.pid, node.port)]
         if not options.without_peers:
             watched += _peers(node)
+        changing = Repeating("changes", _change(node), interval_seconds=CHANGE_SECONDS)
+        if options.changing:
+            changing.start()
         time.sleep(WARM_UP_SECONDS)
         _measure(watched, 60.0 * options.minutes)
+        changing.close()
         frames, sent = sink.frames_total, sink.bytes_total
         own = watched[0]
         is_within = own.ratio <= CPU_RATIO_MAX and own.pss_bytes <= PSS_BYTES_MAX and own.series <= SERIES_MAX
@@ -150,6 +162,17 @@ def _cost(options: argparse.Namespace) -> Result:
             f"{SERIES_MAX} series: {'held' if is_within else 'NOT held'}"
         )
     return Result("\n".join(text), [asdict(one) for one in watched], is_within=is_within)
+
+
+def _change(node: SimulatedNode) -> Callable[[], None]:
+    """Give what has a GPU's clocks held by its power limit, and no more at the next call."""
+    lines = itertools.cycle(("0.clock_reasons 0x4", "0.clock_reasons 0x0"))
+
+    def change() -> None:
+        node.scenario.remove("0.clock_reasons 0x4", "0.clock_reasons 0x0")
+        node.scenario.add(next(lines))
+
+    return change
 
 
 def _peers(node: SimulatedNode) -> list[Watched]:
