@@ -61,6 +61,10 @@ class Watched:
     pss_bytes: int = 0
     alone_bytes: int = 0
     rss_bytes: int = 0
+    brief_bytes: int = 0
+    """PSS at its highest, with processes that come and go; the three above are of those that stay."""
+    known: list[int] = field(default_factory=list)
+    """Its processes at the last look."""
     by_process: dict[str, float] = field(default_factory=dict)
     """CPU seconds a second of each of its processes."""
     series: int = 0
@@ -155,6 +159,7 @@ def _cost(options: argparse.Namespace) -> Result:
         own = watched[0]
         is_within = own.ratio <= CPU_RATIO_MAX and own.pss_bytes <= PSS_BYTES_MAX and own.series <= SERIES_MAX
         text = [_table(watched), f"\nof the agent: {_parts(own)}"]
+        text.append(f"with processes that live for less than a window: {own.brief_bytes / _MIB:.1f} MiB PSS at most")
         text.append(_circumstances(node.page()))
         text.append(f"frames: {frames}, {sent / max(1, frames):.0f} bytes each, {sink.series_total} series")
         text.append(
@@ -234,8 +239,11 @@ def _name(pid: int) -> str:
 
 
 def _note_memory(one: Watched) -> None:
-    """Keep the most that was seen."""
-    now = memory(group_of(one.pid))
+    """Keep the most that was seen. A process that was not there a window ago may be one that is about to end."""
+    pids = group_of(one.pid)
+    one.brief_bytes = max(one.brief_bytes, memory(pids).pss_bytes)
+    now = memory([pid for pid in pids if pid in one.known])
+    one.known = pids
     one.pss_bytes = max(one.pss_bytes, now.pss_bytes)
     one.alone_bytes = max(one.alone_bytes, now.alone_bytes)
     one.rss_bytes = max(one.rss_bytes, now.rss_bytes)
