@@ -128,7 +128,7 @@ def _straggler_lines(kind: str, cases: Sequence[Case], seed: int) -> Lines:
 
 def _ceiling_lines(cases: Sequence[Case]) -> Lines:
     """What chance leaves to find, where that is known."""
-    known = [bool(case["could_be_found"]) for case in cases if case.get("could_be_found") is not None]
+    known = [bool(case["findable"]) for case in cases if case.get("findable") is not None]
     if known:
         yield f"    knowing the noise of the whole job one could find {sum(known)} of {len(known)}"
 
@@ -142,7 +142,7 @@ def _alarm_lines(kind: str, cases: Sequence[Case]) -> Lines:
     bound = count_bound(alarms)
     yield (
         f"{kind}: {alarms} alarms in {hours:.1f} job-hours while nobody was slow ({steps} steps): at most "
-        f"{bound / max(hours, 1e-9):.3f} an hour, {1000 * bound / max(steps, 1):.2f} in a thousand steps (95 % bound)"
+        f"{bound / max(hours, 1e-9):.3f} an hour, one in {steps / bound:,.0f} steps (95 % bound)"
     )
     works = Counter(str(case["work"]) for case in cases if not case["truth"] and "work" in case)
     named = Counter(str(case["work"]) for case in cases if not case["truth"] and "work" in case and _names(case))

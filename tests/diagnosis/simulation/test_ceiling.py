@@ -23,6 +23,13 @@ def test_a_louder_job_hides_more():
     assert could_be_found(job(1.05, noise=0.1), 2, SLOW, SLOW) is False
 
 
+def test_single_long_steps_hide_nothing():
+    own_TR = own_work(steps=150, ranks=4)
+    own_TR[100:128, 2] *= 1.05
+    own_TR[::15, 1] *= 3.0
+    assert could_be_found(job_steps(own_TR), 2, SLOW, SLOW) is True
+
+
 def test_slow_steps_of_other_episodes_are_no_chance():
     own_TR = own_work(steps=150, ranks=4)
     own_TR[20:48, 1] *= 1.5

@@ -86,6 +86,6 @@ def test_steps_of_a_real_job_are_judged_by_all_methods_at_every_episode():
     case = judge_episode(job, job.episodes[0], steps)
     assert set(case["answers"]) == {"instep", "3-sigma", "Minder-style distance", "Greyhound-style 10 %"}
     assert (case["kind"], case["truth"], case["work"]) == ("straggler-paced", [], "even")
-    assert (case["could_be_found"], case["owner_right"]) == (None, None)
+    assert (case["findable"], case["owner_right"]) == (None, None)
     assert case["healthy_steps"] > 0
     assert case["healthy_seconds"] >= 0.004 * case["healthy_steps"]

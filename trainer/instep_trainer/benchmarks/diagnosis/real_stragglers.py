@@ -148,7 +148,7 @@ def judge_episode(job: Job, episode: Episode, steps: JobSteps) -> Case:
         "ratio": episode.ratio,
         "truth": [episode.rank] if is_slow else [],
         "owner_right": owner == OWNERS[job.kind].value if is_slow and owner else None,
-        "could_be_found": could_be_found(steps, episode.rank, _numbers([episode]), _numbers(job.episodes)),
+        "findable": could_be_found(steps, episode.rank, _numbers([episode]), _numbers(job.episodes)),
         **found,
     }
 
