@@ -170,12 +170,16 @@ def _cost(options: argparse.Namespace) -> Result:
 
 
 def _change(node: SimulatedNode) -> Callable[[], None]:
-    """Give what has a GPU's clocks held by its power limit, and no more at the next call."""
-    lines = itertools.cycle(("0.clock_reasons 0x4", "0.clock_reasons 0x0"))
+    """Give what has a GPU's clocks held by its power limit, then by its heat, then by nothing.
+
+    Three in turn: of two, who looks at every other one sees no change.
+    """
+    lines = ("0.clock_reasons 0x4", "0.clock_reasons 0x20", "0.clock_reasons 0x0")
+    turns = itertools.cycle(lines)
 
     def change() -> None:
-        node.scenario.remove("0.clock_reasons 0x4", "0.clock_reasons 0x0")
-        node.scenario.add(next(lines))
+        node.scenario.remove(*lines)
+        node.scenario.add(next(turns))
 
     return change
 
