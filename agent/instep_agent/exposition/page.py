@@ -64,26 +64,28 @@ class Page:
         self._series_max = series_max
         self._clock_seconds = clock_seconds
         self._about: tuple[Series, ...] = ()
-        self._ranks: tuple[Series, ...] = ()
-        self._kept = _LaidOut((), (), [])
+        self._order = [metric.name for metric in (*self._metrics.values(), *self._aliases.values())]
+        self._kept = _LaidOut((), (), {})
 
     def render(self, snapshot: Snapshot) -> bytes:
         """Give the page."""
         age_seconds = self._clock_seconds() - snapshot.made_at_seconds
         about = column_of([Sample(name="instep_agent_page_age_seconds", labels=(), value=age_seconds)], self._about)
-        ranks = column_of(rank_samples(snapshot.ranks), self._ranks)
-        self._about, self._ranks = about.series, ranks.series
-        columns = (about, *snapshot.columns, ranks)
-        kept = self._laid_out(tuple(column.series for column in columns), snapshot.gpus)
+        self._about = about.series
+        columns = (about, *snapshot.columns)
         values = [value for column in columns for value in column.values]
+        families = self._laid_out(tuple(column.series for column in columns), snapshot.gpus).families
+        ranks = column_of(rank_samples(snapshot.ranks))  # their phases change from page to page
+        families = families | self._lay_out([ranks.series], (), first=len(values))
+        values += ranks.values
         texts: list[str] = []
         left = self._series_max - 1  # the last one tells how many were left out
         dropped = 0
-        for family in kept.families:
-            lines = family.lines(values)
+        for name in self._order:
+            lines = families[name].lines(values) if name in families else []
             dropped += max(0, len(lines) - left)
             if lines and left > 0:
-                texts.append(family.head)
+                texts.append(families[name].head)
                 texts += lines[:left]
                 left -= min(left, len(lines))
         left_out = self._metrics["instep_agent_page_series_dropped"]
@@ -97,19 +99,24 @@ class Page:
             kept = self._kept = _LaidOut(columns, gpus, self._lay_out(columns, gpus))
         return kept
 
-    def _lay_out(self, columns: Iterable[tuple[Series, ...]], gpus: Iterable[GpuReport]) -> list[_Family]:
-        """Give the families in their order, each with its lines and where their values will stand."""
-        by_name: dict[str, dict[_Labels, int]] = {name: {} for name in (*self._metrics, *self._aliases)}
-        for at, (name, labels) in enumerate(series for column in columns for series in column):
-            family = by_name.get(name)
-            if family is not None and self._is_shown(name, labels):
-                family[labels] = at
+    def _lay_out(
+        self, columns: Iterable[tuple[Series, ...]], gpus: Iterable[GpuReport], *, first: int = 0
+    ) -> dict[str, _Family]:
+        """Give the families by name, each with its lines and where their values will stand, from `first` on."""
+        by_name: dict[str, dict[_Labels, int]] = {}
+        for at, (name, labels) in enumerate((series for column in columns for series in column), first):
+            if (name in self._metrics or name in self._aliases) and self._is_shown(name, labels):
+                by_name.setdefault(name, {})[labels] = at
         known = {str(gpu.index): gpu for gpu in gpus}
-        families = [_family(metric, by_name[name]) for name, metric in self._metrics.items()]
-        for name, metric in self._aliases.items():
-            places = {self._second_labels(labels, known): at for labels, at in by_name[name].items()}
-            families.append(_family(metric, places, metric.alias_scale))
-        return [family for family in families if family.places]
+        families: dict[str, _Family] = {}
+        for name, places in by_name.items():
+            if name in self._metrics:
+                families[name] = _family(self._metrics[name], places)
+            if name in self._aliases:
+                second = {self._second_labels(labels, known): at for labels, at in places.items()}
+                alias = self._aliases[name]
+                families[alias.name] = _family(alias, second, alias.alias_scale)
+        return families
 
     def _is_shown(self, name: str, labels: _Labels) -> bool:
         allowed = self._labels.get(name)
@@ -142,7 +149,7 @@ class _LaidOut:
 
     columns: tuple[tuple[Series, ...], ...]
     gpus: tuple[GpuReport, ...]
-    families: list[_Family]
+    families: dict[str, _Family]
 
 
 def _family(metric: Metric, places: Mapping[_Labels, int], scale: float = 1.0) -> _Family:
