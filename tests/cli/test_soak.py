@@ -20,7 +20,7 @@ from instep.bench.disturbances import (
 from instep.bench.false_alarms import Row, Said, attribute, table
 from instep.bench.losses import Made
 from instep.bench.soak import longest_pause_seconds, main, report
-from instep.local.cluster import free_port
+from instep.local.ports import free_port
 
 SEEDS = range(20)
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from instep.local.cluster import LocalCluster, free_port
+from instep.local.cluster import LocalCluster
+from instep.local.ports import free_port
 from instep.local.processes import Processes, Started, tail
 
 from tests.agent.nvml.nvml_scenario import Scenario

@@ -13,7 +13,8 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from instep.local.cluster import LocalCluster, free_port, wait_until
+from instep.local.cluster import LocalCluster, wait_until
+from instep.local.ports import free_port
 
 from tests import services
 from tests.cluster.api_server import ApiServer

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 import urllib.request
 
+PORTS = range(15_000, 32_768)
+"""Below those that Linux gives to connections (`net.ipv4.ip_local_port_range`): one of these is not taken meanwhile."""
+_given: set[int] = set()
+_draw = random.SystemRandom()
+
 
 def free_port() -> int:
-    """Give a port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Give a port of the loopback interface that nobody listens on now, and never the same one twice."""
+    while True:
+        port = _draw.choice(PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            if port not in _given:
+                probe.bind(("127.0.0.1", port))
+                _given.add(port)
+                return port
 
 
 def scrape(port: int, timeout_seconds: float = 10.0) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 
 from instep.bench.losses import LossTail
 from instep.bench.statistics import quantile, spread
-from instep.local.cluster import ClusterError, LocalCluster, free_port, wait_until
+from instep.local.cluster import ClusterError, LocalCluster, wait_until
+from instep.local.ports import free_port
 
 NODES = ("node-a", "node-b")
 RANKS_PER_NODE = 2

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from instep.bench.losses import LossTail
 from instep.bench.statistics import median_interval, spread
-from instep.local.cluster import ClusterError, LocalCluster, free_port, wait_until
+from instep.local.cluster import ClusterError, LocalCluster, wait_until
+from instep.local.ports import free_port
 
 RANKS = 4
 STEP_SECONDS_MAX = 120.0

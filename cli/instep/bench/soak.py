@@ -26,7 +26,8 @@ from instep.bench.disturbances import (
 )
 from instep.bench.false_alarms import Row, Said, Watcher, attribute, table
 from instep.bench.losses import LossTail, Made
-from instep.local.cluster import ClusterError, LocalCluster, free_port, wait_until
+from instep.local.cluster import ClusterError, LocalCluster, wait_until
+from instep.local.ports import free_port
 from instep.local.processes import Started, tail
 
 FIRST_STEP_SECONDS_MAX = 90.0

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from instep.demo.acts import NODES, RANKS_PER_NODE, STEPS, Act, Fault, pci_of, slow_until
-from instep.local.cluster import ClusterError, LocalCluster, free_port
+from instep.local.cluster import ClusterError, LocalCluster
+from instep.local.ports import free_port
 from instep.local.processes import Started, tail
 
 RUN_SECONDS_MAX = 100.0

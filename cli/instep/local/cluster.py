@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from instep.local.client import Client
+from instep.local.ports import free_port
 from instep.local.processes import Processes, Started, tail
 
 READY_SECONDS_MAX = 60.0
@@ -210,13 +210,6 @@ class LocalCluster:
         if not line:
             raise ClusterError(f"The server did not start:\n{tail(started.log)}")
         return dict(json.loads(line))
-
-
-def free_port() -> int:
-    """A port of the loopback interface that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(seen: Any, seconds_max: float, *, every_seconds: float = 0.05) -> bool:

@@ -6,6 +6,8 @@ that is kept for it alone (https://www.postgresql.org/docs/current/explicit-lock
 
 from __future__ import annotations
 
+import contextlib
+
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -55,7 +57,11 @@ class Hold:
         return is_ours
 
     def close(self) -> None:
-        """Give it back."""
+        """Give it back; another server may take it as soon as this returns."""
+        if self._connection is not None:
+            with contextlib.suppress(SQLAlchemyError):  # the database is gone, and the lock with it
+                self._connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": LOCK})
+                self._connection.commit()
         self._let_go()
 
     def _let_go(self) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -163,9 +162,3 @@ def rank_pid(root: Path, name: str, run: str, attempt: int, rank: int) -> int:
 
     wait_for(is_there, f"the record {path}")
     return pids[-1]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from instep.local.ports import free_port
 
 from tests.trainer.run import supervisors
 from tests.trainer.run.supervisors import is_alive, wait_for
@@ -74,7 +75,7 @@ def test_an_interrupt_ends_the_ranks_and_their_children_and_the_run_with_130(nod
 
 
 def test_an_interrupt_while_nodes_are_awaited_ends_the_run_at_once(node) -> None:
-    run = node.waiting(options=("--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{supervisors.free_port()}"))
+    run = node.waiting(options=("--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"))
     run.says("coordinates run")
     run.process.send_signal(signal.SIGINT)
     assert run.ends() == 130

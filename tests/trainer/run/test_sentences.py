@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from instep.local.ports import free_port
 from instep_trainer.run.cli import main
 
 from tests.trainer.run import supervisors
@@ -130,7 +131,7 @@ def test_torch_missing_is_one_sentence(node, tmp_path: Path) -> None:
 
 
 def test_another_token_or_run_at_the_coordinator_is_one_sentence(node) -> None:
-    endpoint = ("--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{supervisors.free_port()}")
+    endpoint = ("--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{free_port()}")
     first = node.waiting(options=endpoint, INSTEP_TOKEN="one")
     first.says("coordinates run")
     other = node.waiting(options=(*endpoint, "--node-name", "node-b"), INSTEP_TOKEN="two")
@@ -157,7 +158,7 @@ def test_a_job_name_that_the_server_knows_to_be_held_is_one_sentence(node) -> No
 
 
 def test_a_server_that_is_not_there_keeps_no_run_from_starting(node) -> None:
-    run = node.waiting(options=("--server", f"http://127.0.0.1:{supervisors.free_port()}"))
+    run = node.waiting(options=("--server", f"http://127.0.0.1:{free_port()}"))
     node.pids(0)
     node.end()
     assert run.ends() == 0
@@ -209,7 +210,7 @@ def test_shared_memory_too_small_for_the_checkpoint_is_one_sentence(node, small_
 
 def test_a_busy_port_of_this_run_is_joined_and_not_refused(node) -> None:
     """The healthy twin of a foreign listener: a second supervisor of the run."""
-    port = supervisors.free_port()
+    port = free_port()
     endpoint = ("--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--nproc-per-node", "1", *FAST)
     first = node.start(WAITS, str(node.folder), options=endpoint)
     first.says("coordinates run")

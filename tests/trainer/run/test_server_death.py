@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from instep.local.cluster import LocalCluster, free_port
+from instep.local.cluster import LocalCluster
+from instep.local.ports import free_port
 
 from tests.trainer.run.supervisors import FAST, WAITS, rank_pid, wait_for
 

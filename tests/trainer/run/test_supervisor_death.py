@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from instep.local.ports import free_port
 from instep_trainer.train.losses import read_losses
 
 from tests.trainer.run import supervisors
@@ -24,7 +25,7 @@ class Job:
 
     def __init__(self, node: Node) -> None:
         self.node, self.out = node, node.folder / "out"
-        self.endpoint = f"127.0.0.1:{supervisors.free_port()}"
+        self.endpoint = f"127.0.0.1:{free_port()}"
 
     def start(self, name: str) -> Supervisor:
         options = ("--nnodes", "2", "--rdzv-endpoint", self.endpoint, "--node-name", name, "--nproc-per-node", "2")

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from instep.local.ports import free_port
 
 RANKS = 4
 SHAPE = ["--layers", "2", "--width", "32", "--heads", "2", "--sequence-length", "16", "--batch-size", "2"]
@@ -114,12 +114,6 @@ class Job:
             "INSTEP_ATTEMPT": str(self.attempts),
         }
         return {"environment": {**place, **environment}, "arguments": arguments, "log": str(log), "fault": fault}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def is_stopped(pid) -> bool:
