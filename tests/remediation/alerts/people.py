@@ -31,6 +31,10 @@ class People:
         self.address = f"127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
+    def states_at(self, receiver):
+        """The states that one receiver was told, in their order; of Instep's own webhook, each is of an incident."""
+        return [body["state"] for path, body in self.told if path == receiver]
+
     def close(self):
         self._server.shutdown()
         self._server.server_close()
