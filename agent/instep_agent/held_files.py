@@ -71,7 +71,7 @@ class HeldFiles:
 
 def _close_all(descriptors: dict[str, int]) -> None:
     for descriptor in descriptors.values():
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # nothing is left to be done about a file that is being let go of
             os.close(descriptor)
 
 

@@ -43,7 +43,7 @@ def recorded_ranks(node: Node) -> Iterator[RecordedRank]:
     """Yield the ranks of each run's newest attempt. What is no sound record the source of rank records counts."""
     try:
         root = os.open(node.record_root / node.name, FOLDER_FLAGS)
-    except OSError:
+    except OSError:  # none, or not to be looked into: that too the source of rank records tells
         return
     try:
         yield from islice(_recorded(root), RECORDS_MAX)
@@ -66,5 +66,5 @@ def _read(name: str, folder: int) -> RecordedRank | None:
     try:
         with RecordReader(name, dir_fd=folder) as reader:
             return RecordedRank(reader.identity, reader.header, reader.owner)
-    except (RankRecordError, OSError):
+    except (RankRecordError, OSError):  # counted by the source of rank records, as is said above
         return None

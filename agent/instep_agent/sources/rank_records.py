@@ -225,7 +225,7 @@ class RankRecords:
             return bool(self._listed) and all(
                 os.lstat(path).st_mtime_ns == changed_ns for path, changed_ns in self._listed.items()
             )
-        except OSError:
+        except OSError:  # one is gone: listing them tells
             return False
 
     def _list(self, node: Node) -> None:

@@ -16,7 +16,7 @@ def free_port() -> int:
     """Give a port of the loopback interface that nobody listens on now, and never the same one twice."""
     while True:
         port = _draw.choice(PORTS)
-        with socket.socket() as probe, contextlib.suppress(OSError):
+        with socket.socket() as probe, contextlib.suppress(OSError):  # taken: draw another
             if port not in _given:
                 probe.bind(("127.0.0.1", port))
                 _given.add(port)
