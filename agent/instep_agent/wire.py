@@ -252,6 +252,8 @@ class NodeOrders(Struct, frozen=True, kw_only=True):
     """Orders for one node, oldest first."""
 
     orders: tuple[NodeOrder, ...]
+    epoch: str = ""
+    """Of the server that numbered them: `after` a number of another epoch means nothing."""
 
 
 class NodeDump(Struct, frozen=True, kw_only=True):

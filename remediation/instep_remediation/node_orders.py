@@ -6,6 +6,7 @@ for an answer.
 
 from __future__ import annotations
 
+import uuid
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ class NodeOrders:
         self._asked: OrderedDict[int, Asked] = OrderedDict()
         self._heard_at: OrderedDict[str, float] = OrderedDict()
         self._waiting = Waiting()
+        self.epoch = uuid.uuid4().hex
+        """Of this server's life: another one may number its orders from 1 again."""
 
     def is_listening(self, node: str) -> bool:
         """Whether the node's agent waits for orders, or did a moment ago."""

@@ -4,6 +4,7 @@ import contextlib
 import socket
 import threading
 import time
+import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
@@ -19,6 +20,7 @@ class OrderServer:
     def __init__(self, port=0):
         self.orders, self.dumps, self.polls, self.answers = [], [], [], []
         self.poll_status = 200
+        self._epoch = uuid.uuid4().hex
         self._changed = threading.Condition()
         self._connections = []
         self._is_open = True
@@ -33,13 +35,23 @@ class OrderServer:
         """End as a killed server does."""
         with self._changed:
             self._is_open = False
-            self._changed.notify_all()
-            for connection in self._connections:
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+            self._hang_up()
         self._http.shutdown()
         self._thread.join()
         self._http.server_close()
+
+    def replace(self, id):
+        """Be at once another server at the same place: with a new store, and one order in it."""
+        with self._changed:
+            self._epoch = uuid.uuid4().hex
+            self.orders[:] = [NodeOrder(id=id, run="run", attempt=0, action="dump")]
+            self._hang_up()
+
+    def _hang_up(self):
+        self._changed.notify_all()
+        for connection in self._connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def order(self, id, run="run", attempt=0, action="dump"):
         with self._changed:
@@ -53,15 +65,18 @@ class OrderServer:
                 assert self._changed.wait(max(0.0, deadline - time.monotonic())), "the server never saw it"
 
     def _poll(self, query):
-        after, deadline = int(query["after"][0]), time.monotonic() + float(query["wait_seconds"][0])
+        after = int(query["after"][0]) if query.get("epoch") == [self._epoch] else 0
+        deadline = time.monotonic() + float(query["wait_seconds"][0])
         with self._changed:
             self.polls.append((query["node"][0], after))
             self._changed.notify_all()
             while self._is_open and self.poll_status == 200 and time.monotonic() < deadline:
                 if found := [order for order in self.orders if order.id > after]:
-                    return 200, NodeOrders(orders=tuple(found))
+                    return 200, NodeOrders(orders=tuple(found), epoch=self._epoch)
                 self._changed.wait(deadline - time.monotonic())
-            return self.poll_status, NodeOrders(orders=()) if self.poll_status == 200 else {"detail": "As told."}
+            return self.poll_status, NodeOrders(orders=(), epoch=self._epoch) if self.poll_status == 200 else {
+                "detail": "As told."
+            }
 
     def _take(self, body):
         with self._changed:
@@ -80,6 +95,8 @@ class OrderServer:
                 super().setup()
                 with server._changed:
                     server._connections.append(self.connection)
+                    if not server._is_open:  # came while it was being killed
+                        server._hang_up()
 
             def do_GET(self):
                 parts = urlsplit(self.path)

@@ -120,6 +120,16 @@ def test_an_unknown_action_is_passed_over(server, keep):
     assert server.dumps == []
 
 
+def test_an_order_of_a_new_store_is_answered_though_its_number_is_lower(server, ranks, keep, tmp_path):
+    ranks.start(tmp_path)
+    server.order(40)
+    keep(server.url)
+    server.wait_for(lambda it: it.polls[-1:] == [("node-a", 40)])
+    server.replace(1)  # The poll is asked again on another connection, before anybody knows.
+    server.wait_for(lambda it: len(it.dumps) == 2)
+    assert [dump.order for dump in server.dumps] == [40, 1]
+
+
 def test_an_order_is_answered_after_the_server_was_away(ranks, keep, tmp_path):
     ranks.start(tmp_path)
     first = OrderServer()

@@ -282,7 +282,24 @@ def test_an_answer_after_the_deadline_is_refused(tmp_path):
             bench.clock.move(order["deadline_seconds"] + 0.1)
             assert (await agents.send(answer(job, order, "node-a"))).status_code == 409
             query = {"node": "node-a", "wait_seconds": 0}
-            assert (await bench.client.get("/control/v1/node-orders", params=query)).json() == {"orders": []}
+            assert (await bench.client.get("/control/v1/node-orders", params=query)).json()["orders"] == []
+
+    play(story)
+
+
+def test_a_number_counts_only_in_the_life_of_the_server_that_gave_it(tmp_path):
+    async def story():
+        async with server(tmp_path) as bench, Agents(bench) as agents:
+            job = FakeJob()
+            await begin(bench, job)
+            await alarm(bench, job)
+            await bench.tick(1.1)
+            order = await agents.order("node-a")
+            query = {"node": "node-a", "wait_seconds": 0, "after": order["id"], "epoch": "another server's"}
+            listed = (await bench.client.get("/control/v1/node-orders", params=query)).json()
+            assert [one["id"] for one in listed["orders"]] == [order["id"]]
+            query["epoch"] = listed["epoch"]
+            assert (await bench.client.get("/control/v1/node-orders", params=query)).json()["orders"] == []
 
     play(story)
 
@@ -314,6 +331,6 @@ def test_too_many_that_wait_for_one_node_are_refused(tmp_path):
                 await asyncio.sleep(0)
             assert (await bench.client.get("/control/v1/node-orders", params=query)).status_code == 429
             bench.runtime.node_orders.release()
-            assert [(await poll).json() for poll in polls] == [{"orders": []}] * 8
+            assert [(await poll).json()["orders"] for poll in polls] == [[]] * 8
 
     play(story)

@@ -83,7 +83,7 @@ class OrderKeeper:
         self._random_unit = random_unit
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="orders", daemon=True)
-        self._after = 0
+        self._after, self._epoch = 0, ""
         self.dumps_total = 0
 
     def start(self) -> None:
@@ -103,7 +103,6 @@ class OrderKeeper:
 
     def _note(self, error: AgentError, failures: int) -> None:
         """A refusal is news; that the server is away the uplink says already."""
-        self._after = 0  # It may come back with another store, whose orders count from 1 again.
         if not self._stop.is_set():
             is_news = failures == 1 and isinstance(error, OrdersRefused)
             log.log(logging.WARNING if is_news else logging.DEBUG, "%s", error)
@@ -120,14 +119,17 @@ class OrderKeeper:
         asked_at = time.monotonic()
         answer = self._connection.get(
             f"/control/v1/node-orders?node={quote(self._node.name, safe='')}&after={self._after}"
-            f"&wait_seconds={self._poll_seconds:g}"
+            f"&epoch={quote(self._epoch, safe='')}&wait_seconds={self._poll_seconds:g}"
         )
         if answer.status != 200:
             raise OrdersRefused(f"The server gives this agent no orders ({answer.status}: {answer.detail}).")
         try:
-            orders = _answers.decode(answer.body).orders[:ORDERS_MAX]
+            said = _answers.decode(answer.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise OrdersRefused(f"The server's orders could not be understood ({error}).") from error
+        if said.epoch != self._epoch:
+            self._after, self._epoch = 0, said.epoch
+        orders = said.orders[:ORDERS_MAX]
         if not orders and time.monotonic() - asked_at < self._poll_seconds / 2:
             raise ServerUnreachable("The server did not wait for an order: it is ending, or too many wait there.")
         return orders

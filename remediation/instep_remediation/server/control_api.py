@@ -46,11 +46,14 @@ def control_routes(runtime: Runtime) -> APIRouter:
         request: Request,
         node: Annotated[str, Query(min_length=1, max_length=200)],
         after: After = 0,
+        epoch: Annotated[str, Query(max_length=100)] = "",
         wait_seconds: WaitSeconds = 20.0,
     ) -> JSONResponse:
+        orders = runtime.node_orders
         try:
             check_node(request.scope["instep.principal"], node)
-            return JSONResponse({"orders": await runtime.node_orders.wait(node, after, wait_seconds)})
+            listed = await orders.wait(node, after if epoch == orders.epoch else 0, wait_seconds)
+            return JSONResponse({"orders": listed, "epoch": orders.epoch})
         except Refused as refused:
             raise HTTPException(refused.status, refused.detail) from refused
 
