@@ -26,7 +26,7 @@ test: setup-tests ## linter, types, import contracts, all tests; PYTEST_ARGS='-k
 	@echo "== ruff: style and likely mistakes"; $(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
 	@echo "== mypy: types"; $(BIN)/mypy
 	@echo "== lint-imports: who may import whom"; $(BIN)/lint-imports --no-logo
-	@echo "== pytest: behaviour"; $(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+	@echo "== pytest: behaviour"; .ci/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 bench: setup ## the numbers: make bench ARGS='hang --runs 20'
 	@$(BIN)/instep bench $(ARGS)
