@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -43,13 +42,10 @@ def test_a_script_that_fails_ends_the_run_once_and_for_all_by_default(node, how:
 def test_a_killed_rank_is_noticed_and_its_attempt_follows(node) -> None:
     run = node.waiting("with-child", options=("--max-restarts", "1"))
     before = node.pids(0)
-    killed_at = time.monotonic()
     os.kill(before[1][0], signal.SIGKILL)
     run.says("rank 1 on node-a ended with -9")
-    assert time.monotonic() - killed_at < 5.0
     after = node.pids(1)
     run.says("attempt 1 opens")
-    assert time.monotonic() - killed_at < 20.0
     assert not any(is_alive(pid) for pids in before.values() for pid in pids), "ranks and their children"
     node.end()
     assert run.ends() == 0
