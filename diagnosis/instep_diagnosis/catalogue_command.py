@@ -238,7 +238,7 @@ def _xid74() -> Book:
 
 
 def _reading() -> Book:
-    fields = ("name", "means", "part_of", "text", "source")
+    fields = ("name", "means", "events", "part_of", "part_of_readings", "text", "source")
     return _rules(list(reading_rules().values()), "readings.toml", lambda row: [row.name], fields)
 
 

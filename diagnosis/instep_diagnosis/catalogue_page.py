@@ -63,9 +63,10 @@ _TABLES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     (
         "reading",
         "Readings of GPUs",
-        "What opens an incident without any line. The row that it *means* says how bad it is; a line with an Xid of "
-        "*part of* says more than the reading, which then belongs to it.",
-        ("means", "part_of", "text"),
+        "What opens an incident without any line, as a reading or as one of the *events* of NVML. The row that it "
+        "*means* says how bad it is; a line with an Xid of *part of*, and another row of *part of readings*, says "
+        "more: then it belongs to that.",
+        ("means", "events", "part_of", "part_of_readings", "text"),
     ),
     (
         "nccl",

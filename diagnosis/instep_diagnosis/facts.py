@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from instep_diagnosis.catalogues import CLEARED_BY_ACTION
-from instep_diagnosis.catalogues.rules import reading_rules, recovery_actions
+from instep_diagnosis.catalogues.rules import ReadingRule, event_rules, reading_rules, recovery_actions
 from instep_diagnosis.detectors.confidence import GPU_FAULT_ON_GPU, GPU_FAULT_ON_NODE
 from instep_diagnosis.evidence import JobState, NodeFact, RankState
-from instep_diagnosis.gpu_readings import ECC_UNCORRECTED, KIND
+from instep_diagnosis.gpu_readings import ECC_UNCORRECTED, KIND, SRAM_LIMIT
 from instep_diagnosis.kernel_faults import FATAL, KernelFault, assess, overruled
 from instep_diagnosis.kernel_line import KernelLine, LineKind, read_kernel_line
 from instep_diagnosis.process_facts import join_process_facts, names_another
@@ -65,10 +65,12 @@ def kernel_fault(fact: NodeFact) -> KernelFault | None:
             return assess(KernelLine(LineKind.XID, code, pci=fact.fields.get("pci"), text=fact.text))
         case "gpu_lost":
             return assess(KernelLine(LineKind.OTHER, pci=fact.fields.get("pci"), text="gpu-lost"))
+        case "gpu_event":
+            return _read(event_rules().get(fact.fields.get("type", "")))
         case "gpu_recovery":
             return _asked(fact)
         case "gpu_reading":
-            return _read(fact.fields.get("fault", ""))
+            return _read(reading_rules().get(fact.fields.get("fault", "")))
         case _:
             return None
 
@@ -83,14 +85,17 @@ def _asked(fact: NodeFact) -> KernelFault | None:
     return KernelFault(line, stated.severity, "unknown", stated.action, text, clears=CLEARED_BY_ACTION["none"])
 
 
-def _read(fault: str) -> KernelFault | None:
-    """What a reading says, with what the catalogue says of the line that tells of the same."""
-    rule = reading_rules().get(fault)
+def _read(rule: ReadingRule | None) -> KernelFault | None:
+    """What a reading or an event without a number says: what its row says, or that of the line about the same."""
     if rule is None:
         return None
+    own = KernelLine(LineKind.OTHER, text=rule.name)
+    if rule.severity is not None:
+        clears = CLEARED_BY_ACTION[rule.action]
+        return KernelFault(own, rule.severity, rule.workload, rule.action, rule.text, clears=clears)
     told = KernelLine(LineKind.XID, rule.code) if rule.code else KernelLine(LineKind.OTHER, text=rule.line)
     said = assess(told)
-    return None if said is None else replace(said, line=KernelLine(LineKind.OTHER, text=fault), text=rule.text)
+    return None if said is None else replace(said, line=own, text=rule.text)
 
 
 def fault_now(fact: NodeFact, facts: Iterable[NodeFact]) -> KernelFault | None:
@@ -102,8 +107,13 @@ def fault_now(fact: NodeFact, facts: Iterable[NodeFact]) -> KernelFault | None:
     fault = kernel_fault(fact)
     if any(is_line_of(other, fact) for other in facts):
         return None
-    is_asked = fact.kind == "gpu_recovery"  # It says so itself.
-    return fault if fault is None or is_asked else overruled(fault, _recovery(fact, facts))
+    is_own = fact.kind == "gpu_recovery" or _is_lasting(fact)  # The driver says so itself.
+    return fault if fault is None or is_own else overruled(fault, _recovery(fact, facts))
+
+
+def _is_lasting(fact: NodeFact) -> bool:
+    """Whether a fact is about a GPU's life: the reset that its driver asks for now does not undo it."""
+    return fact.kind == KIND and fact.fields.get("fault") == SRAM_LIMIT
 
 
 def is_of_before(fact: NodeFact) -> bool:
@@ -113,7 +123,11 @@ def is_of_before(fact: NodeFact) -> bool:
 
 
 def is_counted(fact: NodeFact) -> bool:
-    """Whether a fact says that a counter of errors rose, at some time since it was read before."""
+    """Whether a fact says that there were errors, which a line may call contained: a counter rose at some time since
+    it was read before, or the driver reported an event without a number."""
+    if fact.kind == "gpu_event":
+        rule = event_rules().get(fact.fields.get("type", ""))
+        return rule is not None and rule.name == ECC_UNCORRECTED
     return fact.kind == KIND and fact.fields.get("fault") == ECC_UNCORRECTED
 
 
@@ -175,6 +189,9 @@ _LABELS = {
     "gpu-missing": "GPU missing",
     "row-remap-failed": "Row remap failure",
     "ecc-uncorrected": "Uncorrected ECC error",
+    "sram-threshold": "SRAM error limit",
+    "poison-fatal": "Fatal poison error",
+    "gpu-unavailable": "GPU unavailable",
     "recovery-action": "Recovery action",
 }
 
@@ -228,7 +245,8 @@ def _evidence(related: Sequence[RankFault]) -> tuple[Evidence, ...]:
         fact, fault = found.fact, found.fault
         drill = " (a drill)" if is_drill(fact, fault) else ""
         label = "" if fault.line.code is None else f"{'SXid' if fault.line.kind == 'sxid' else 'Xid'} {fault.line.code}"
-        label = label or (fault_label(fault) if fact.kind in (KIND, "gpu_recovery") else "Kernel fault")
+        is_line = fact.kind == "kernel_line"
+        label = label or ("Kernel fault" if is_line else fault_label(fault))
         text = f"{label} on {fact.node}{gpu_words(fact)}{drill}: {fault.text}."
         lines.setdefault(
             fact.event_id,
@@ -236,7 +254,7 @@ def _evidence(related: Sequence[RankFault]) -> tuple[Evidence, ...]:
                 text=text,
                 node=fact.node,
                 rank=found.rank,
-                source="nvml" if fact.kind in (KIND, "gpu_recovery") else "kernel-log",
+                source="kernel-log" if is_line else "nvml",
                 age_seconds=fact.age_seconds,
                 fields={
                     "line": fact.text,

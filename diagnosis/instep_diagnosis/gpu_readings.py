@@ -15,15 +15,19 @@ KIND = "gpu_reading"
 REMAP_FAILED = "row-remap-failed"
 GPU_MISSING = "gpu-missing"
 ECC_UNCORRECTED = "ecc-uncorrected"
-FAULTS = (REMAP_FAILED, GPU_MISSING, ECC_UNCORRECTED)
+SRAM_LIMIT = "sram-threshold"
+FAULTS = (REMAP_FAILED, GPU_MISSING, ECC_UNCORRECTED, SRAM_LIMIT)
 """Faults that a reading may tell of; each keeps a GPU, or its node, from further work."""
 REMAP_HAS_FAILED = "instep_gpu_row_remap_has_failed"
+SRAM_LIMIT_IS_PASSED = "instep_gpu_sram_threshold_is_exceeded"
 GPUS = "instep_gpus"
 UNCORRECTED = "instep_gpu_ecc_uncorrected_volatile_total"
 SRAM = "instep_gpu_sram_errors_total"
 RECOVERY = "instep_gpu_recovery_action"
 _SRAM_UNCORRECTED = ("parity", "secded")
-HOLD_SECONDS = {REMAP_FAILED: 0.0, GPU_MISSING: 60.0}
+_FLAGS = {REMAP_HAS_FAILED: REMAP_FAILED, SRAM_LIMIT_IS_PASSED: SRAM_LIMIT}
+"""Reading that is 1 while a fault is so → the fault."""
+HOLD_SECONDS = {REMAP_FAILED: 0.0, SRAM_LIMIT: 0.0, GPU_MISSING: 60.0}
 """So long it must be so before it is told: a driver that starts finds its GPUs one after the other."""
 
 
@@ -35,7 +39,7 @@ def is_read(name: str, labels: Mapping[str, str]) -> bool:
     """
     if name == SRAM:
         return labels.get("kind") in _SRAM_UNCORRECTED and labels.get("period") == "volatile"
-    return name in (REMAP_HAS_FAILED, GPUS, UNCORRECTED, RECOVERY)
+    return name in _FLAGS or name in (GPUS, UNCORRECTED, RECOVERY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +83,9 @@ def faults_told(readings: Iterable[Reading]) -> dict[ReadingFault, str]:
     for reading in readings:
         if isnan(reading.value):
             continue
-        if reading.name == REMAP_HAS_FAILED:
-            one = _fault(REMAP_FAILED, reading.labels)
-            found[one] = f"{REMAP_HAS_FAILED} of GPU {one.gpu} is 1." if reading.value >= 1.0 else ""
+        if reading.name in _FLAGS:
+            one = _fault(_FLAGS[reading.name], reading.labels)
+            found[one] = f"{reading.name} of GPU {one.gpu} is 1." if reading.value >= 1.0 else ""
         elif reading.name == GPUS:
             counts[reading.labels.get("seen_by", "")] = reading.value
     return found | _missing(counts)

@@ -81,7 +81,17 @@ class Repaired:
     """End drills only."""
 
 
-Event = FaultSeen | RecoveryStated | GpuReset | NodeBooted | Repaired
+@dataclass(frozen=True, slots=True)
+class Contained:
+    """The driver says of errors that were counted on a GPU that they were contained: the fault was none."""
+
+    node: str
+    gpu: str
+    fault_class: str
+    is_drill: bool = False
+
+
+Event = FaultSeen | RecoveryStated | GpuReset | NodeBooted | Repaired | Contained
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +177,9 @@ def latched(state: LatchState, event: Event) -> LatchState:
         return _booted(state, event.node, event.boot_id, event.at_seconds)
     if isinstance(event, GpuReset):
         return _ended(state, Scope("reset", event.node, event.gpu), event.at_seconds)
+    if isinstance(event, Contained):
+        key = LatchKey(event.node, event.gpu, event.fault_class, event.is_drill)
+        return replace(state, latches={other: latch for other, latch in state.latches.items() if other != key})
     if isinstance(event, Repaired):
         scope = Scope("person", event.node, event.gpu, True if event.is_drill else None)
         return _ended(state, scope, event.at_seconds)

@@ -16,6 +16,7 @@ from instep_diagnosis.evidence import NodeFact
 from instep_diagnosis.facts import is_drill, recovery_of
 from instep_diagnosis.kernel_faults import FATAL, KernelFault
 from instep_diagnosis.latching import (
+    Contained,
     Event,
     FaultSeen,
     Latch,
@@ -93,6 +94,10 @@ class Latches:
     def repaired(self, node: str, *, at: float) -> None:
         """Take in that a person says that a node is mended."""
         self._apply(node, Repaired(node, "", at))
+
+    def contained(self, fact: NodeFact, fault_class: str) -> None:
+        """Take in that a fault of a fact's GPU was none."""
+        self._apply(fact.node, Contained(fact.node, fact.gpu, fault_class, fact.is_drill))
 
     def standing(self, node: str) -> list[Latch]:
         """Return what stands on a node, worst first."""

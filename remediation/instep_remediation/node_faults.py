@@ -19,15 +19,18 @@ from instep_collector.store import incidents as queries
 from instep_collector.store.engine import Store
 from instep_collector.store.models import Incident
 from instep_diagnosis.bundles import EvidenceBundle
-from instep_diagnosis.detectors.gpu_fault import SYMPTOMS, detect_gpu_faults, is_symptom
+from instep_diagnosis.codec import from_builtins
+from instep_diagnosis.detectors.gpu_fault import detect_gpu_faults, is_symptom, may_be_symptom
 from instep_diagnosis.evidence import NodeFact
 from instep_diagnosis.facts import fault_now, is_line_of, is_of_before, recovery_of, tells_of_memory
-from instep_diagnosis.gpu_readings import KIND
+from instep_diagnosis.gpu_readings import ECC_UNCORRECTED, KIND
+from instep_diagnosis.kernel_faults import FATAL
 from instep_diagnosis.verdict import Kind, Verdict
 from sqlalchemy.orm import Session
 
+from instep_remediation.counted_errors import CountedErrors
 from instep_remediation.latches import Ending, Latches, is_ended, sentence
-from instep_remediation.openings import STOP, Announce, Opening, device, fill_in, note, open_incident
+from instep_remediation.openings import STOP, Announce, Opening, device, device_of, fill_in, note, open_incident
 from instep_remediation.repairs import end_fault, is_mended
 from instep_remediation.verdict_json import verdict_from_json
 
@@ -44,6 +47,8 @@ SEEN_NOTES_MAX = 5
 KNOWN_MAX = 20_000
 KNOWN_AT_START_MAX = 2000
 """The newest incidents with a verdict, from the store."""
+PARTS_MAX = 16
+"""Faults of one incident that tell of its own and would outlast it."""
 SEEN = "Seen on node"
 
 Conclude = Callable[[Session, Incident, Finding], None]
@@ -71,7 +76,7 @@ class Waiting:
     @property
     def is_symptom(self) -> bool:
         """Whether it may only tell of another fault, which has its own line."""
-        return self.verdict.fault_class in SYMPTOMS
+        return may_be_symptom(self.verdict.fault_class)
 
     @property
     def due_at(self) -> float:
@@ -119,6 +124,11 @@ class NodeFaults:
         """Fault → the incident that tells of it, whatever its state."""
         self._on_node: dict[str, dict[Key, None]] = {}
         """The same faults by node."""
+        self._counted = CountedErrors()
+        self._contained: list[tuple[float, NodeFact]] = []
+        """Lines that say of errors that were counted that they were contained, and when they were told."""
+        self._parts: OrderedDict[str, list[Waiting]] = OrderedDict()
+        """Incident → faults that tell of its own, and that only a person ends."""
         self._endings: list[Ending] = []
         self._boots: dict[str, tuple[str, ...]] = {}
         """Boots of each node that the latches were told of, newest last."""
@@ -126,6 +136,7 @@ class NodeFaults:
             for row in reversed(queries.with_verdict(session, limit=KNOWN_AT_START_MAX)):
                 if row.verdict:
                     self.hold(row, verdict_from_json(row.verdict))
+                    self._seed_counted(row)
             latches.seed(queries.active(session))
 
     def hold(self, row: Incident, verdict: Verdict) -> None:
@@ -133,6 +144,15 @@ class NodeFaults:
         key = key_of(verdict)
         if key is not None:
             self._remember((*key[:4], row.is_drill), row.id)
+
+    def _seed_counted(self, row: Incident) -> None:
+        """Remember the errors that an open incident of before stands for; where there were more, their times are lost,
+        and a line about the first is none about all."""
+        is_counted_only = row.verdict is not None and row.verdict.get("fault_class") == ECC_UNCORRECTED
+        if row.state != "open" or not is_counted_only or not row.evidence or any(SEEN in done for done in row.done):
+            return
+        for fact in from_builtins(row.evidence, EvidenceBundle).facts:
+            self._counted.add(fact, at=row.onset_at)
 
     def _remember(self, key: Key, id_: str) -> None:
         self._known[key] = id_
@@ -149,11 +169,15 @@ class NodeFaults:
         for fact in facts:
             self._keep_asked(fact, realtime - fact.age_seconds)
             self._keep_memory(fact, realtime - fact.age_seconds)
+            self._counted.add(fact, at=realtime - fact.age_seconds)
         for fact in facts:
             if fact.node in self._boots:
                 self._mind_boot(fact.node, now, realtime)
             happened_at = realtime - fact.age_seconds
             fault = fault_now(fact, self._told(fact, happened_at))
+            is_contained = fault is not None and fault.severity != FATAL and tells_of_memory(fact)
+            if is_contained and self._counted.explain(fact, at=happened_at):
+                self._contained.append((happened_at, fact))
             self._endings += self._latches.take(fact, fault, at=happened_at)
             if fault is not None and not self._latches.is_history(fact, fault, at=happened_at):
                 self._waiting.extend(Waiting(fact, verdict, run, now) for verdict in detect_gpu_faults([fact]))
@@ -165,6 +189,8 @@ class NodeFaults:
             self._mind_boot(node, now, realtime)
         if self._endings:
             self._end()
+        if self._contained:
+            self._correct(realtime)
         due = [waiting for waiting in self._waiting if waiting.due_at <= now]
         if due:
             with self._store.begin() as session:
@@ -242,6 +268,7 @@ class NodeFaults:
         if row is not None:
             _note_seen(row, fact)
             self._remember(waiting.key, row.id)
+            self._keep_part(row, waiting)
             return False
         return self._open(session, waiting, told, happened_at, realtime)
 
@@ -277,12 +304,14 @@ class NodeFaults:
                 happened_at,
                 verdict.is_drill,
                 waiting.fact.node,
+                severity=_alert_severity(told),
             ),
             state="open",
             now=realtime,
         )
         self._remember(waiting.key, row.id)
         if is_new:
+            self._keep_part(row, waiting)
             waited = self._clock.monotonic() - waiting.at
             bundle = EvidenceBundle(facts=told)
             self._conclude(session, row, Finding(run, RankBoard(run.attempt), bundle, verdict, waited))
@@ -293,7 +322,8 @@ class NodeFaults:
         for key in self._on_node.get(waiting.fact.node, ()):
             row = queries.get(session, self._known[key]) if _is_symptom(key, waiting.key) else None
             is_open = row is not None and row.state == "open" and row.mended is None and row.family != STOP
-            if row is not None and is_open and abs(row.onset_at - happened_at) <= NEAR_SECONDS:
+            is_told_only = row is not None and (row.verdict or {}).get("fault_class") == key[2]
+            if row is not None and is_open and is_told_only and abs(row.onset_at - happened_at) <= NEAR_SECONDS:
                 return row
         return None
 
@@ -319,6 +349,16 @@ class NodeFaults:
                 return row
         return None
 
+    def _keep_part(self, row: Incident, waiting: Waiting) -> None:
+        """Remember a fault that outlasts the one of which it tells, should that be over first."""
+        if not waiting.is_symptom or waiting.verdict.clears != ("person",):
+            return
+        parts = self._parts.setdefault(row.id, [])
+        if len(parts) < PARTS_MAX and waiting.key not in {one.key for one in parts}:
+            parts.append(waiting)
+        if len(self._parts) > KNOWN_MAX:
+            self._parts.popitem(last=False)
+
     # Endings ----------------------------------------------------------------------------------------------------------
 
     def _end(self) -> None:
@@ -332,12 +372,54 @@ class NodeFaults:
                 ending = min(found, key=lambda one: one.at, default=None)
                 if ending is not None:
                     end_fault(session, row, sentence(verdict, ending), announce=self._announce, at=ending.at)
+                    self._outlasting(row)
         self._endings = []
+
+    def _outlasting(self, row: Incident) -> None:
+        """Have what outlasts an ended incident wait for one of its own."""
+        now = self._clock.monotonic()
+        for part in self._parts.pop(row.id, ()):
+            self._known.pop(part.key, None)
+            self._on_node.get(part.fact.node, {}).pop(part.key, None)
+            fact = replace(part.fact, age_seconds=part.fact.age_seconds + now - part.at)
+            self._waiting.append(replace(part, fact=fact, at=now))
+
+    def _correct(self, realtime: float) -> None:
+        """End the incidents of errors that were counted, and contained as the driver said afterwards."""
+        with self._store.begin() as session:
+            for at, line in self._contained:
+                row = self._of_counted(session, line)
+                if row is None or self._counted.is_open(line, since=row.onset_at):
+                    continue
+                self._latches.contained(line, ECC_UNCORRECTED)
+                said = f"{line.text.strip()[:300]} The error was contained: it hit one program, and"
+                end = f"{said} the GPU may be given further work. Reset it when convenient."
+                end_fault(session, row, end, announce=self._announce, at=max(at, row.onset_at))
+                self._outlasting(row)
+        self._contained = []
+
+    def _of_counted(self, session: Session, line: NodeFact) -> Incident | None:
+        """Return the incident that stands for errors that were only counted on a line's GPU."""
+        for boot_id in ("", line.boot_id):
+            id_ = self._known.get((line.node, line.gpu, ECC_UNCORRECTED, boot_id, line.is_drill))
+            row = queries.get(session, id_) if id_ is not None else None
+            is_standing = row is not None and row.state == "open" and row.mended is None
+            where = device_of(row) if row is not None and is_standing else None
+            if where is not None and where[2] == ECC_UNCORRECTED:
+                return row
+        return None
+
+
+def _alert_severity(told: tuple[NodeFact, ...]) -> str:
+    """Return the severity of a fault's alert where it is not its kind's: what hurts no running work wakes nobody."""
+    fault = fault_now(told[0], told)
+    return "warning" if fault is not None and fault.workload == "survives" else ""
 
 
 def _is_symptom(key: Key, of: Key) -> bool:
-    """Whether a fault only tells of another one, which may have no boot of its own."""
-    return is_symptom(key, (*of[:3], of[3] or key[3], of[4]))
+    """Whether a fault only tells of another one; either may have no boot of its own."""
+    boot = key[3] or of[3]
+    return is_symptom((*key[:3], boot, key[4]), (*of[:3], of[3] or boot, of[4]))
 
 
 def _is_old_news(row: Incident, fact: NodeFact) -> bool:

@@ -34,7 +34,8 @@ SEVERITIES = {
     Kind.GPU_FAULT: "critical",
     Kind.STRAGGLER: "warning",
 }
-"""Of the alert: `critical` wakes somebody; a slow job goes on, and waits for the morning."""
+"""Of the alert: `critical` wakes somebody; a slow job goes on, and waits for the morning. So does what hurts no running
+work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class Opening:
     onset_at: float
     is_drill: bool = False
     node: str = ""
+    severity: str = ""
+    """Of the alert, where it is another than that of its kind."""
 
 
 def open_incident(session: Session, opening: Opening, *, state: str, now: float) -> tuple[Incident, bool]:
@@ -98,7 +101,7 @@ def labels(opening: Opening, id_: str) -> dict[str, str]:
     """Return the labels of the incident's alert. They never change; the first verdict adds whether it is a drill."""
     found = {
         "incident": id_,
-        "severity": SEVERITIES[Kind(opening.kind)],
+        "severity": opening.severity or SEVERITIES[Kind(opening.kind)],
         "alertname": f"Instep{''.join(part.title() for part in opening.kind.split('-'))}",
         "kind": opening.kind,
         "job": opening.job,

@@ -261,3 +261,75 @@ def test_a_frame_that_comes_late_is_no_fall_of_the_counter(tmp_path):
             assert len((await bench.get("/api/v1/nodes/node-b"))["facts"]) == 1
 
     play(story)
+
+
+@pytest.mark.parametrize("is_started_again", [False, True])
+def test_an_incident_is_corrected_when_the_driver_says_late_that_the_error_was_contained(tmp_path, is_started_again):
+    async def story():
+        async with server(tmp_path) as bench:
+            node = Node(bench)
+            await node.says(counted(3), seconds=5)
+            await node.says(counted(4), seconds=14)
+            (incident,) = await of_all(bench)
+            assert incident["state"] == "open"
+            if not is_started_again:
+                await late_line(bench, node, incident)
+        if is_started_again:
+            async with server(tmp_path, bench.clock) as bench:
+                node.bench = bench
+                await late_line(bench, node, incident)
+
+    async def late_line(bench, node, incident):
+        await node.says(counted(4), node.job.xid(text=XID_94), seconds=5)
+        (after,) = await of_all(bench)
+        assert (after["id"], after["state"]) == (incident["id"], "resolved")
+        assert "94" in after["resolution"] and "The error was contained" in after["resolution"]
+        latched = (await bench.get("/api/v1/nodes/node-b"))["latched"]
+        assert [latch["fault_class"] for latch in latched] == ["xid-94"]
+        await node.says(counted(4), seconds=100)
+        await node.says(counted(5), seconds=20)
+        assert sorted(row["state"] for row in await of_all(bench)) == ["open", "resolved"]
+
+    play(story)
+
+
+@pytest.mark.parametrize(
+    "case", ["long after", "of another GPU", "of a drill", "of one error of two", "with a reset asked for"]
+)
+def test_an_incident_stands_where_the_line_is_not_about_its_errors(tmp_path, case):
+    async def story():
+        async with server(tmp_path) as bench:
+            node = Node(bench)
+            await node.says(counted(3), seconds=5)
+            await node.says(counted(4), seconds=14)
+            text = XID_94.replace("3b", "5e") if case == "of another GPU" else XID_94
+            line = node.job.xid(text=text, drill=case == "of a drill")
+            if case == "long after":
+                await node.says(counted(4), seconds=60)
+            if case == "of one error of two":
+                await node.says(counted(4), seconds=50)
+                await node.says(counted(5), seconds=12)
+            asked = (asks(node, 1, 2),) if case == "with a reset asked for" else ()
+            await node.says(counted(4 + (case == "of one error of two")), *asked, line, seconds=20)
+            (incident,) = [row for row in await of_all(bench) if not row["is_drill"]]
+            assert incident["state"] == "open"
+            assert incident["summary"].startswith("Uncorrected ECC error")
+
+    play(story)
+
+
+def test_a_stop_by_an_error_that_turns_out_contained_says_so_and_latches_nothing(tmp_path):
+    async def story():
+        async with server(tmp_path) as bench:
+            node = Node(bench)
+            await begin(bench, node.job)
+            await node.says(counted(0), seconds=2)
+            await bench.report(node.job.exited(2))
+            await node.says(counted(1), seconds=14)
+            (crash,) = await bench.incidents("open")
+            await node.says(counted(1), node.job.xid(text=XID_94), seconds=5)
+            after = await bench.get(f"/api/v1/incidents/{crash['id']}")
+            assert any("The error was contained" in done for done in after["done"])
+            assert [one["fault_class"] for one in (await bench.get("/api/v1/nodes/node-b"))["latched"]] == ["xid-94"]
+
+    play(story)

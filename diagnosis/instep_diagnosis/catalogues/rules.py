@@ -94,22 +94,43 @@ class RegisterBits:
 
 @dataclass(frozen=True, slots=True)
 class ReadingRule:
-    """What a reading of a GPU tells by itself."""
+    """What a reading of a GPU, or an event without a number, tells by itself."""
 
     name: str
     code: int
-    """The Xid whose row says how bad it is; 0 where `line` does."""
+    """The Xid whose row says how bad it is; 0 where `line` does, or the row itself."""
     line: str
-    """Name of such a line without a number; empty where `code` does."""
-    part_of: tuple[int, ...]
-    """Xid codes that tell of the same error: their line says more than the reading."""
+    """Name of such a line without a number; empty where `code` does, or the row itself."""
+    severity: str | None
+    """With `workload` and `action` where the row says itself how bad it is; else None."""
+    workload: str
+    action: str
+    events: tuple[str, ...]
+    """Types of NVML events that tell of it as well."""
+    part_of: tuple[int | str, ...]
+    """Xid codes that tell of the same error, or `any`: their line says more than the reading."""
+    part_of_readings: tuple[str, ...]
+    """Other readings that say more of the same error."""
     text: str
     source: str
 
     @property
     def means(self) -> str:
-        """The row that says how bad it is, what to do and what ends it: its catalogue and key."""
-        return f"xid {self.code}" if self.code else f"kernel {self.line}"
+        """The row that says how bad it is, what to do and what ends it: its catalogue and key, or what it says
+        itself."""
+        if self.code:
+            return f"xid {self.code}"
+        return f"kernel {self.line}" if self.line else f"{self.severity}, {self.action}"
+
+    def is_part_of(self, fault_class: str) -> bool:
+        """Whether a fault of this class on the same GPU tells of the same error, and more.
+
+        >>> reading_rules()["ecc-uncorrected"].is_part_of("xid-95")
+        True
+        """
+        code = fault_class.removeprefix("xid-") if fault_class.startswith("xid-") else ""
+        is_code = code.isdecimal() and ("any" in self.part_of or int(code) in self.part_of)
+        return is_code or fault_class in self.part_of_readings
 
 
 @cache
@@ -217,20 +238,38 @@ def reading_rules() -> dict[str, ReadingRule]:
     """
     data = loading.read("readings.toml")
     rows = [_checked("readings.toml", entry, ("name", "part_of", "text")) for entry in data["row"]]
-    for row in rows:
-        if ("code" in row) == ("line" in row):
-            raise CatalogueError(f"Row {row['name']} of catalogue readings.toml needs one of code and line.")
-    return {
-        row["name"]: ReadingRule(
-            name=row["name"],
-            code=row.get("code", 0),
-            line=row.get("line", ""),
-            part_of=tuple(row["part_of"]),
-            text=row["text"],
-            source=loading.source_of("readings.toml", row["name"], row, data["sources"]),
+    return {row["name"]: _reading_rule(row, data["sources"]) for row in rows}
+
+
+def _reading_rule(row: dict[str, Any], sources: dict[str, str]) -> ReadingRule:
+    own = ("severity", "workload", "action")
+    if sum(("code" in row, "line" in row, all(name in row for name in own))) != 1:
+        raise CatalogueError(
+            f"Row {row['name']} of catalogue readings.toml needs one of code, line, and all of {', '.join(own)}."
         )
-        for row in rows
-    }
+    return ReadingRule(
+        name=row["name"],
+        code=row.get("code", 0),
+        line=row.get("line", ""),
+        severity=row.get("severity"),
+        workload=row.get("workload", ""),
+        action=row.get("action", ""),
+        events=tuple(row.get("events", ())),
+        part_of=tuple(row["part_of"]),
+        part_of_readings=tuple(row.get("part_of_readings", ())),
+        text=row["text"],
+        source=loading.source_of("readings.toml", row["name"], row, sources),
+    )
+
+
+@cache
+def event_rules() -> dict[str, ReadingRule]:
+    """Type of an NVML event without a number → what it means; types that keep no GPU from work are left out.
+
+    >>> event_rules()["poison_fatal"].code
+    95
+    """
+    return {event: rule for rule in reading_rules().values() for event in rule.events}
 
 
 def _checked(name: str, entry: dict[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from instep_diagnosis.catalogues.rules import reading_rules
 from instep_diagnosis.evidence import NodeFact
 from instep_diagnosis.facts import fault_label, fault_now, gpu_words, is_drill
-from instep_diagnosis.gpu_readings import ECC_UNCORRECTED, GPU_MISSING, KIND
+from instep_diagnosis.gpu_readings import GPU_MISSING, KIND, SRAM_LIMIT
 from instep_diagnosis.kernel_faults import FATAL, KernelFault
 from instep_diagnosis.verdict import Cause, Certainty, Evidence, Kind, Owner, Suspect, Verdict
 
-SYMPTOMS = ("recovery-action", "gpu-missing", ECC_UNCORRECTED)
+ASKED = "recovery-action"
 
 
 def detect_gpu_faults(facts: Sequence[NodeFact]) -> list[Verdict]:
@@ -36,7 +36,7 @@ Key = tuple[str, str, str, str, bool]
 
 def is_symptom(key: Key, of: Key) -> bool:
     """Whether one fault only tells of another one: what the driver asks for, of the fault that has it ask; a GPU that
-    is missing, of one that was lost; errors that were counted, of the line about them.
+    is missing, of one that was lost; errors that were counted, of the line about them; as readings.toml says.
 
     >>> is_symptom(("n", "GPU-1", "recovery-action", "b", False), ("n", "GPU-1", "xid-95", "b", False))
     True
@@ -44,11 +44,15 @@ def is_symptom(key: Key, of: Key) -> bool:
     (node, gpu, name, boot, drill), (other_node, other_gpu, other, other_boot, other_drill) = key, of
     if (node, drill) != (other_node, other_drill) or boot != other_boot:
         return False
-    if name == "recovery-action":
-        return gpu == other_gpu and other not in (name, GPU_MISSING)
+    if name == ASKED:
+        return gpu == other_gpu and other not in (name, GPU_MISSING, SRAM_LIMIT)
     rule = reading_rules().get(name)
-    codes = {f"xid-{code}" for code in rule.part_of} if rule is not None else set()
-    return gpu in ("", other_gpu) and other in codes
+    return rule is not None and gpu in ("", other_gpu) and rule.is_part_of(other)
+
+
+def may_be_symptom(fault_class: str) -> bool:
+    """Whether a fault of this class may only tell of another one."""
+    return fault_class == ASKED or fault_class in reading_rules()
 
 
 def gpu_of(fact: NodeFact, fault: KernelFault) -> str:
