@@ -89,6 +89,16 @@ class Metrics:
             "Suspected stalls without evidence: shown, never acted upon.",
             registry=self.registry,
         )
+        self.faults_waiting = Gauge(
+            "instep_faults_waiting",
+            "Fatal faults of nodes that are due and wait for their incident: few are opened in one look.",
+            registry=self.registry,
+        )
+        self.faults_dropped = Counter(
+            "instep_faults_dropped_total",
+            "Fatal faults of nodes that open nothing, since too many waited.",
+            registry=self.registry,
+        )
         self.orders = Counter(
             "instep_orders_total", "Orders given to coordinators.", ["action"], registry=self.registry
         )

@@ -82,7 +82,9 @@ class Desk:
         self._settled: dict[tuple[str, int], None] = {}
         self._localised_at: dict[str, float] = {}
         self._stragglers = StragglerDesk(clock, store, self.conclude)
-        self._node_faults = NodeFaults(clock, store, registry, latches, self.conclude, announce=announce)
+        self._node_faults = NodeFaults(
+            clock, store, registry, latches, self.conclude, announce=announce, metrics=metrics
+        )
         with store.begin() as session:
             self._stalled = {row.run for row in queries.active(session) if is_hang(row)}
 

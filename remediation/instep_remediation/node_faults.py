@@ -7,12 +7,14 @@ since its age is the evidence's. One that was over before it was told is history
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from instep_collector.boards import RankBoard
 from instep_collector.clock import Clock
+from instep_collector.metrics import Metrics
 from instep_collector.registry import Registry, RunState
 from instep_collector.sink import Finding
 from instep_collector.store import incidents as queries
@@ -50,6 +52,7 @@ KNOWN_AT_START_MAX = 2000
 PARTS_MAX = 16
 """Faults of one incident that tell of its own and would outlast it."""
 SEEN = "Seen on node"
+log = logging.getLogger(__name__)
 
 Conclude = Callable[[Session, Incident, Finding], None]
 Key = tuple[str, str, str, str, bool]
@@ -107,6 +110,7 @@ class NodeFaults:
         conclude: Conclude,
         *,
         announce: Announce,
+        metrics: Metrics,
     ) -> None:
         self._clock = clock
         self._store = store
@@ -114,7 +118,12 @@ class NodeFaults:
         self._latches = latches
         self._conclude = conclude
         self._announce = announce
-        self._waiting: deque[Waiting] = deque(maxlen=WAITING_MAX)
+        self._metrics = metrics
+        self._waiting: deque[Waiting] = deque()
+        self._is_storm = False
+        """More faults are due than incidents are opened in one look; it was said."""
+        self._is_full = False
+        """More faults wait than there is room for; it was said."""
         self._asked: dict[tuple[str, str, bool], tuple[float, NodeFact]] = {}
         """What GPUs ask for now, and since when (0: nothing any more), by node and UUID; what a drill has them ask for
         stands apart."""
@@ -180,7 +189,8 @@ class NodeFaults:
                 self._contained.append((happened_at, fact))
             self._endings += self._latches.take(fact, fault, at=happened_at)
             if fault is not None and not self._latches.is_history(fact, fault, at=happened_at):
-                self._waiting.extend(Waiting(fact, verdict, run, now) for verdict in detect_gpu_faults([fact]))
+                for verdict in detect_gpu_faults([fact]):
+                    self._wait(Waiting(fact, verdict, run, now))
 
     def tick(self) -> None:
         """Settle what has waited long enough, and end what was ended."""
@@ -195,7 +205,30 @@ class NodeFaults:
         if due:
             with self._store.begin() as session:
                 settled = self._settle_all(session, due, now)
-            self._waiting = deque((one for one in self._waiting if id(one) not in settled), maxlen=WAITING_MAX)
+            self._waiting = deque(one for one in self._waiting if id(one) not in settled)
+            self._tell_storm(len(due) - len(settled))
+
+    def _wait(self, waiting: Waiting) -> None:
+        """Have a fault wait for its incident; where too many do, the oldest one gives way."""
+        if len(self._waiting) >= WAITING_MAX:
+            gone = self._waiting.popleft()
+            self._metrics.faults_dropped.inc()
+            if not self._is_full:
+                log.warning("%d faults wait: the oldest open nothing, first %s", WAITING_MAX, gone.verdict.summary)
+            self._is_full = True
+        self._waiting.append(waiting)
+
+    def _tell_storm(self, left: int) -> None:
+        """Say how many faults are due and have no incident yet: once in the log when it begins."""
+        self._metrics.faults_waiting.set(left)
+        if left and not self._is_storm:
+            log.warning(
+                "%d more faults are due than are opened in one look (%d): their incidents follow with the next looks",
+                left,
+                OPENED_PER_TICK_MAX,
+            )
+        self._is_storm = left > 0
+        self._is_full = self._is_full and self._is_storm
 
     # What is asked, booted, over --------------------------------------------------------------------------------------
 
@@ -382,7 +415,7 @@ class NodeFaults:
             self._known.pop(part.key, None)
             self._on_node.get(part.fact.node, {}).pop(part.key, None)
             fact = replace(part.fact, age_seconds=part.fact.age_seconds + now - part.at)
-            self._waiting.append(replace(part, fact=fact, at=now))
+            self._wait(replace(part, fact=fact, at=now))
 
     def _correct(self, realtime: float) -> None:
         """End the incidents of errors that were counted, and contained as the driver said afterwards."""
