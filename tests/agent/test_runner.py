@@ -215,6 +215,19 @@ def test_steps_read_between_two_frames_are_all_in_the_next(tmp_path):
     assert agent.runner.snapshot.ranks[0].step == 4
 
 
+def test_after_a_hold_up_values_and_ranks_are_in_one_frame_again(tmp_path):
+    rank = RankReport(job="j", run="r", attempt=0, rank=0, local_rank=0, world_size=1, pid=1, node="node-a", step=1)
+    source = Scripted("rank_records", 0.5, rank)
+    source.rest_seconds = 1.0
+    agent = Agent(tmp_path, source, interval_seconds=0.5, values_interval_seconds=1.0)
+    for seconds in (0.0, 1.0, 1.5, 0.5):
+        agent.after(seconds)
+    agent.frames.clear()
+    for _ in range(8):
+        agent.after(0.5)
+    assert [(bool(frame.values), len(frame.ranks)) for frame in agent.frames] == [(True, 1)] * 4
+
+
 def test_gpus_are_told_apart_from_not_looked_at(tmp_path):
     gpu = GpuReport(index=0, uuid="GPU-1", pci="0000:3b:00")
     source = Scripted("gpu_inventory", 10.0, gpu)

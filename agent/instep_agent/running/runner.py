@@ -36,8 +36,6 @@ QUIET_FRAME_SECONDS = 1.0
 STOP_CHECK_SECONDS = 1.0
 LEAD_SECONDS = 0.1
 """Children are asked so long before a tick. Their answers are taken with it: one waking less for each."""
-VALUES_EARLY_SECONDS = 0.1
-"""A tick so little before its time sends the values too: ticks come late, and one in two would be passed over."""
 
 RUNNER_METRICS = (
     *SOURCE_METRICS,
@@ -85,7 +83,7 @@ class Runner:
         also: Callable[[], Iterable[Sample]] = tuple,
         drills_folder: Path = Path(DRILLS_FOLDER),
     ) -> None:
-        """A frame is made each `interval_seconds`; it has values when it is `values_interval_seconds` since the last.
+        """A frame is made each `interval_seconds`, and has values each `values_interval_seconds`.
 
         `also` gives samples about the agent's other parts, once for each frame with values.
         """
@@ -96,7 +94,7 @@ class Runner:
         self._also = also
         self._drills = Drills(drills_folder)
         self._builder = FrameBuilder(node, cluster=cluster)
-        self._values_interval_seconds = values_interval_seconds - VALUES_EARLY_SECONDS
+        self._values_interval_seconds = values_interval_seconds
         self._next_frame_seconds = self._next_values_seconds = self._quiet_until_seconds = 0.0
         self._began_seconds = 0.0
         self._tick = Tick()
@@ -220,8 +218,7 @@ class Runner:
         """Give when the next frame is made; one with nothing in it but that the node is there is made more rarely."""
         if self._tick.ranks or self._tick.gpus is not None:
             return self._next_frame_seconds
-        values_seconds = self._next_values_seconds + VALUES_EARLY_SECONDS  # no earlier than ranks that come with them
-        return max(self._next_frame_seconds, min(values_seconds, self._quiet_until_seconds))
+        return max(self._next_frame_seconds, min(self._next_values_seconds, self._quiet_until_seconds))
 
     @property
     def snapshot(self) -> Snapshot:
@@ -388,8 +385,9 @@ class Runner:
         with self._sending:
             tick, self._tick = self._tick, Tick()
             columns: list[Column] | None = None
-            if is_tick and self._next_values_seconds <= self._clock_seconds():
-                self._next_values_seconds = self._clock_seconds() + self._values_interval_seconds
+            now_seconds = self._clock_seconds()
+            if is_tick and self._next_values_seconds <= now_seconds + early_seconds(self._values_interval_seconds):
+                self._next_values_seconds = self._turn_after(now_seconds, self._values_interval_seconds)
                 columns = list(self._columns(state for state in self.states if state.is_fresh))
                 for state in self.states:
                     state.is_fresh = False
