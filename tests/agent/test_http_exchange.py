@@ -1,6 +1,8 @@
 """What a server may answer, however it is cut into pieces, and what is no answer."""
 
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -124,3 +126,31 @@ def test_what_is_no_answer_is_said_to_be_none(talk, answer):
 def test_a_connection_that_ends_in_the_middle_is_an_error(talk):
     with pytest.raises(ConnectionError):
         talk(Server(b"HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\nyes", closes=True))()
+
+
+def test_an_agent_without_tls_loads_neither_openssl_nor_the_codec_for_names_in_other_alphabets():
+    program = """
+import sys
+import instep_agent.cli
+from instep_agent.uplink.http_exchange import HttpSocket
+try:
+    HttpSocket("localhost", 1, 5.0).exchange("GET", "/", None, {}, answer_bytes_max=10)
+except ConnectionError:
+    print(*sorted({"_hashlib", "_ssl", "encodings.idna"} & sys.modules.keys()))
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (run.stdout, run.returncode) == ("\n", 0), run.stderr
+
+
+def test_a_name_in_another_alphabet_is_looked_up_by_its_idna_form(monkeypatch):
+    asked = []
+
+    def look_up(address, timeout_seconds):
+        asked.append(address[0])
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "create_connection", look_up)
+    for host in ("server", "bücher.example"):
+        with pytest.raises(ConnectionRefusedError):
+            HttpSocket(host, 80, 5.0).exchange("GET", "/", None, {}, answer_bytes_max=10)
+    assert asked == [b"server", "bücher.example"]

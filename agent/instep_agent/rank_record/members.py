@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import blake2b
+
+from instep_agent.digest import digest
 
 MEMBERS_MAX = 65_536
 """A record that claims a larger group is not believed: its text is short, but its expansion is not."""
@@ -21,7 +22,7 @@ def group_key(members: Sequence[int], description: str, ordinal: int) -> str:
     False
     """
     text = f"{','.join(map(str, members))}\n{description}\n{ordinal}"
-    return blake2b(text.encode(), digest_size=8).hexdigest()
+    return digest(text.encode(), 8)
 
 
 def to_runs(members: Sequence[int]) -> str:

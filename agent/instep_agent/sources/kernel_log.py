@@ -24,7 +24,8 @@ HISTORY_SECONDS = 300.0
 TURN_SECONDS_MAX = 0.2
 """A turn ends after so long although there is more: the next one, at once, goes on. The other sources come between."""
 RECORD_BYTES_MAX = 8192
-FILE_CHUNK_BYTES = 1 << 16
+FILE_CHUNK_BYTES = 1 << 15
+"""As much as the C library has at hand: for more it asks the kernel at each look."""
 _RECORD = re.compile(rb"(\d+),(\d+),(\d+),[^;]*;(.*)")
 _DICTIONARY_LINE = re.compile(rb" [A-Z_]+=")
 """Where a record's key=value lines stand in a file: they describe the line before, and are none."""

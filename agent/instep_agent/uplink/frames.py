@@ -7,12 +7,12 @@ import sys
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from hashlib import blake2b
 
 import msgspec
 
 from instep_agent.clocks import read_anchor
 from instep_agent.columns import Column, Series
+from instep_agent.digest import digest
 from instep_agent.node import Fact, Node
 from instep_agent.wire import Dictionary, Event, Frame, GpuReport, RankReport
 
@@ -170,5 +170,4 @@ class FrameBuilder:
 
 def make_dictionary(series: tuple[Series, ...]) -> Dictionary:
     """Give the dictionary of `series`; equal series have equal hashes, on every agent."""
-    digest = blake2b(msgspec.msgpack.encode(series), digest_size=16).hexdigest()
-    return Dictionary(hash=digest, series=series)
+    return Dictionary(hash=digest(msgspec.msgpack.encode(series), 16), series=series)

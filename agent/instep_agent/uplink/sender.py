@@ -44,7 +44,6 @@ class Uplink:
         self._connection = Connection(url, token, meanwhile="frames are kept until it does", tls=tls)
         self._spool = spool
         self._random_unit = random_unit
-        self._kept: tuple[Dictionary | None, bytes] = None, b""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="uplink", daemon=True)
         self.refused_at_start = threading.Event()
@@ -61,10 +60,8 @@ class Uplink:
 
     def put(self, frame: Frame, dictionary: Dictionary) -> None:
         """Hand over a frame and the dictionary it refers to; it is on disk when this returns."""
-        if dictionary is not self._kept[0]:  # thousands of names: encoded once, not for each frame
-            self._kept = dictionary, msgspec.msgpack.encode(dictionary)
-        if frame.dictionary_hash:
-            self._spool.keep_dictionary(dictionary.hash, self._kept[1])
+        if frame.dictionary_hash and not self._spool.has_dictionary(dictionary.hash):
+            self._spool.keep_dictionary(dictionary.hash, msgspec.msgpack.encode(dictionary))
         self._spool.append(msgspec.msgpack.encode(frame), has_events=bool(frame.events))
 
     def samples(self) -> Iterator[Sample]:

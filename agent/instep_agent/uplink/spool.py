@@ -74,7 +74,7 @@ class Spool:
         clock_seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take over what an earlier agent left in `folder`; raise ConfigurationInvalid when it cannot be written."""
-        self._folder = folder
+        self._folder, self._path = folder, str(folder)
         self._bytes_max = bytes_max
         self._age_seconds_max = age_seconds_max
         self._clock_seconds = clock_seconds
@@ -144,13 +144,14 @@ class Spool:
         with self._changed:
             self._forget(entry.number)
 
+    def has_dictionary(self, name: str) -> bool:
+        """Whether a dictionary is kept."""
+        return os.access(f"{self._path}/{name}.dictionary", os.F_OK)  # for each frame: as cheap as it can be
+
     def keep_dictionary(self, name: str, data: bytes) -> None:
         """Keep a dictionary by its hash, for frames that a later agent sends."""
-        path = self._folder / f"{name}.dictionary"
-        if path.exists():
-            return
         with contextlib.suppress(OSError):  # as for frames; a server that knows the dictionary will not miss it
-            _write(path, data)
+            _write(self._folder / f"{name}.dictionary", data)
             kept = sorted(self._folder.glob("*.dictionary"), key=lambda each: each.stat().st_mtime_ns)
             for old in kept[:-DICTIONARIES_MAX]:
                 old.unlink(missing_ok=True)

@@ -59,13 +59,14 @@ class Slot:
     def put(self, number: int, kind: str, data: bytes) -> None:
         """Write a frame over what was there. Raise `OSError` as the kernel says it."""
         descriptor = self._open()
-        checked = _HEAD.pack(b"", 0, number, kind.encode(), len(data))[_CHECKED_AT:] + data
-        whole = _MAGIC + zlib.crc32(checked).to_bytes(4, "little") + checked
-        if os.pwrite(descriptor, whole, 0) != len(whole):
+        checked = _HEAD.pack(b"", 0, number, kind.encode(), len(data))[_CHECKED_AT:]
+        head = _MAGIC + zlib.crc32(data, zlib.crc32(checked)).to_bytes(4, "little") + checked
+        whole_bytes = len(head) + len(data)
+        if os.pwritev(descriptor, (head, data), 0) != whole_bytes:
             raise OSError("the frame was not written whole")
-        self._file_bytes = max(self._file_bytes, len(whole))
-        if self._file_bytes > len(whole) + _SPARE_BYTES_MAX:
-            self._cut(len(whole))
+        self._file_bytes = max(self._file_bytes, whole_bytes)
+        if self._file_bytes > whole_bytes + _SPARE_BYTES_MAX:
+            self._cut(whole_bytes)
 
     def free(self, *, keeps_room: bool = True) -> None:
         """Forget the frame. Where that cannot be written a later agent sends it again, and the server knows it."""
