@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from fake_accelerator import FakeAccelerator, RememberingAccelerator, WatchingAccelerator
-from instep_agent.running import isolation
+from instep_agent.running import child, isolation
 from instep_agent.running.notes import Notes
 from instep_agent.running.runner import Runner
 from made_nodes import Clock, node_at
@@ -249,6 +250,22 @@ def test_what_a_driver_calls_out_arrives_without_being_asked_for(agent, tmp_path
     it.until(lambda: ("fake_event", "") in it.events())
     assert it.state("fake_state").turns_total == 1, "the clock stood still: nobody asked"
     assert it.values()["instep_fake_temperature_celsius"] == 41.0
+
+
+def test_a_child_whose_source_rests_no_more_listens_again_at_its_interval(monkeypatch):
+    ours, its = socket.socketpair()
+    with ours, its:
+        monkeypatch.setattr(child.time, "monotonic", lambda: 100.0)
+        requests = child._Requests(its)
+        ours.send(b"calm 104.000\nbusy 104.000\n")
+        for name, moment_seconds in (("calm", 102.0), ("busy", 101.0)):
+            assert requests.next(0.0) == name
+            requests.expect(name, moment_seconds)
+        assert requests.free_seconds() == pytest.approx(1.0)
+        monkeypatch.setattr(child.time, "monotonic", lambda: 101.5)
+        assert requests.free_seconds() == pytest.approx(0.5)  # what is overdue is no cause to look again and again
+        monkeypatch.setattr(child.time, "monotonic", lambda: 105.0)
+        assert requests.free_seconds() == 0.0
 
 
 def test_a_driver_that_crashes_between_two_turns_is_named_too(agent, tmp_path, caplog):

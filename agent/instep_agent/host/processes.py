@@ -129,9 +129,10 @@ def process_ids(proc: Path = PROC) -> list[int]:
 def name_and_state(pid: int, proc: Path = PROC) -> tuple[str, str] | None:
     """Give the name that the kernel keeps of a process, 15 characters, and its state; None when it has ended."""
     try:
-        text = (proc / str(pid) / "stat").read_text(errors="replace")
-        name_end = text.rindex(")")
-        return text[text.index("(") + 1 : name_end], _STATES.get(text[name_end + 2], "unknown")
+        data = _read_stat(pid, proc)
+        name_end = data.rindex(b")")
+        name = data[data.index(b"(") + 1 : name_end].decode("utf-8", "replace")
+        return name, _STATES.get(chr(data[name_end + 2]), "unknown")
     except (OSError, ValueError, IndexError):
         return None
 
@@ -159,9 +160,13 @@ def pid_namespace(proc: Path = PROC) -> int:
 
 def _stat_fields(pid: int, proc: Path) -> list[str]:
     """Give the fields of `stat` from the state on: the name before it may itself contain blanks and brackets."""
+    return _fields(_read_stat(pid, proc))
+
+
+def _read_stat(pid: int, proc: Path) -> bytes:
     descriptor = _open_stat(pid, proc)
     try:
-        return _fields(os.read(descriptor, STAT_BYTES_MAX))
+        return os.read(descriptor, STAT_BYTES_MAX)
     finally:
         os.close(descriptor)
 

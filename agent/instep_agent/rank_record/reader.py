@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
+
+from msgspec import Struct
 
 from instep_agent.errors import RecordInvalid, RecordVersionUnknown
 from instep_agent.rank_record import decode, layout
@@ -25,16 +26,14 @@ MEMBERS_HELD_MAX = 1 << 17
 """Of all groups of one record; further groups come without their members."""
 
 
-@dataclass(frozen=True, slots=True)
-class GroupState:
+class GroupState(Struct, frozen=True):
     """A process group of the rank: what it is, and its last collective (None when that slot is not readable)."""
 
     group: Group
     live: Collective | None
 
 
-@dataclass(frozen=True, slots=True)
-class RankRecord:
+class RankRecord(Struct, frozen=True):
     """What a record said at one moment. `steps` are those not given by the same reader before, oldest first."""
 
     path: str
@@ -209,14 +208,15 @@ class RecordReader:
             slot = self._slot(region, self._next_step % region.slots)
             if slot == self._step_bytes:  # as it was when the next step was not there yet
                 return tuple(steps)
-            seq = decode.sequence_of(slot)
+            found = decode.decode_step(slot)
+            seq = found[0] if found else decode.sequence_of(slot)
             if seq != self._next_step:
                 if seq > self._next_step or (not seq and any(slot)):
                     return (*steps, *self._scan_steps())
                 self._step_bytes = slot
                 return tuple(steps)
             self._next_step += 1
-            if found := decode.decode_step(slot):
+            if found:
                 steps.append(found[1])
         return tuple(steps)
 

@@ -42,7 +42,7 @@ ANSWER_BYTES_MAX = 16 << 20
 WATCH_SECONDS = 0.2
 """So long the watching sources of a child may wait for something to happen before its next request is looked for, when
 none is announced."""
-WATCH_SECONDS_MAX = 1.0
+WATCH_SECONDS_MAX = 2.0
 """And no longer than this until the next announced one: some requests come unannounced."""
 REAP_SECONDS_MAX = 1.0
 """At its end the keeper waits so long for children that it killed."""
@@ -273,7 +273,9 @@ def serve(
     while True:
         asked = names.next(0.0 if watchers else None)
         if asked is not None:
+            started_seconds = time.monotonic()
             turn = take_turn(by_name[asked], node)
+            names.expect(asked, started_seconds + max(turn.rest_seconds, by_name[asked].interval_seconds))
             if notes is not None:
                 notes.write(sources)
             _answer(data, turn, said)
@@ -322,11 +324,18 @@ class _Requests:
         self._data = data
         self._rest = b""
         self._next_seconds = 0.0
+        self._expected_seconds: dict[str, float] = {}
         self.is_ended = False
 
+    def expect(self, name: str, moment_seconds: float) -> None:
+        """Count with a request for this source then: one that rests no more is asked earlier than was announced."""
+        self._expected_seconds[name] = moment_seconds
+
     def free_seconds(self) -> float:
-        """Give the time until the next request, as far as the agent has announced it; 0 when it may come now."""
-        return max(0.0, self._next_seconds - time.monotonic())
+        """Give the time until the next request, as far as it is known; 0 when it may come now."""
+        now_seconds = time.monotonic()
+        expected = (moment for moment in self._expected_seconds.values() if moment > now_seconds)
+        return max(0.0, min((self._next_seconds, *expected)) - now_seconds)
 
     def next(self, timeout_seconds: float | None) -> str | None:
         """Give the next name, or None when none came within the time, or when none will come any more."""

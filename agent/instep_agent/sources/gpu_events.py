@@ -14,7 +14,7 @@ from instep_agent.node import Fact, Node, Reading
 EVENTS_PER_TURN_MAX = 200
 REPEAT_SECONDS = 60.0
 """An event that says no more than that it happened is sent once in this time for each GPU; all are counted."""
-WAIT_SECONDS_MAX = 1.0
+WAIT_SECONDS_MAX = 2.0
 """So that whoever waits for this process is heard again soon."""
 EVENTS = counter("instep_gpu_events_total", "Events since the agent's start, by type.")
 _TYPES = (

@@ -100,6 +100,8 @@ class RdmaPorts:
         self._routed: frozenset[str] = frozenset()
         self._routed_due_ns = 0
         self._here: list[Hca] = []
+        self._about: dict[str, tuple[Sample, ...]] = {}
+        """What is said of each adapter that is here, by name; made when they are listed."""
         self._listing_due_ns = 0
         self._reopened_total = 0
 
@@ -114,8 +116,7 @@ class RdmaPorts:
         if now_ns >= self._routed_due_ns:
             self._routed, self._routed_due_ns = default_route_interfaces(node), now_ns + int(ROLES_SECONDS * 1e9)
         for hca in here:
-            yield sample("instep_rdma_device_present", (("device", hca.name),), 1)
-            yield sample("node_infiniband_info", hca.info(), 1)
+            yield from self._about[hca.name]
             for port in hca.ports:
                 yield from self._port(hca, port, node, states[port.path])
         for hca in self._hcas.gone():
@@ -130,6 +131,7 @@ class RdmaPorts:
     def _list(self, node: Node) -> list[Change]:
         """See which adapters there are, and give what has happened to any since the last listing."""
         self._here = self._hcas.look(node)
+        self._about = {hca.name: _about(hca) for hca in self._here}
         self._reopened_total = self._files.reopened_total
         self._listing_due_ns = 0 if self._hcas.gone() else node.monotonic_ns() + int(LISTING_SECONDS * 1e9)
         for change in self._hcas.changes:
@@ -146,7 +148,9 @@ class RdmaPorts:
             del self._ports[key]
 
     def _port(self, hca: Hca, port: Port, node: Node, state: str) -> Iterator[Reading]:
-        watched = self._ports.setdefault((hca.name, port.number), _Watched())
+        watched = self._ports.get((hca.name, port.number))
+        if watched is None:
+            watched = self._ports[hca.name, port.number] = _Watched()
         now_ns = node.monotonic_ns()
         path = port.path
         told = watched.told
@@ -245,6 +249,13 @@ class RdmaPorts:
                 carrier_ups,
             )
         )
+
+
+def _about(hca: Hca) -> tuple[Sample, ...]:
+    return (
+        sample("instep_rdma_device_present", (("device", hca.name),), 1),
+        sample("node_infiniband_info", hca.info(), 1),
+    )
 
 
 def _is_due(hca: Hca, watched: _Watched, now_ns: int) -> bool:
