@@ -72,6 +72,8 @@ class StepReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """CPU time of the rank's main thread."""
     starved_seconds: float | None = None
     """Time the main thread was runnable but had no core (the kernel's run-queue delay)."""
+    yardstick_seconds: float | None = None
+    """What a small computation, the same for all ranks and steps, took on the rank's core beside its work."""
     tokens: int = 0
     tokens_squared: int = 0
     """Sum over sequences of length squared: the attention part of the work."""

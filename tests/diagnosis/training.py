@@ -17,7 +17,9 @@ def own_work(*, steps=60, ranks=4, seconds=0.1, noise=0.01, autocorrelation=0.0,
     return seconds * np.exp(noise * noise_TR)
 
 
-def job_steps(own_TR, *, first=0, cpu_TR=None, starved_TR=None, data_TR=None, tokens_TR=None, missing=()):
+def job_steps(
+    own_TR, *, first=0, cpu_TR=None, starved_TR=None, data_TR=None, tokens_TR=None, yardstick_TR=None, missing=()
+):
     """The job's reports; `missing` holds (step, rank) pairs that nobody reported. `own_TR` excludes starvation and
     data."""
     starved_TR = np.zeros_like(own_TR) if starved_TR is None else starved_TR
@@ -35,6 +37,7 @@ def job_steps(own_TR, *, first=0, cpu_TR=None, starved_TR=None, data_TR=None, to
                 data_seconds=float(data_TR[t, r]),
                 cpu_seconds=float(cpu_TR[t, r]),
                 starved_seconds=float(starved_TR[t, r]),
+                yardstick_seconds=None if yardstick_TR is None else float(yardstick_TR[t, r]),
                 tokens=0 if tokens_TR is None else int(tokens_TR[t, r]),
             )
             for t in range(own_TR.shape[0])

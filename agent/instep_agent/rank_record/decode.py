@@ -244,6 +244,7 @@ def decode_step(slot: bytes) -> tuple[int, StepReport] | None:
         wait_seconds=wait or 0.0,
         cpu_seconds=cpu,
         starved_seconds=starved,
+        yardstick_seconds=(flags >> layout.STEP_YARDSTICK_SHIFT) * 1e-9 or None,
         tokens=_count(tokens),
         tokens_squared=_count(tokens_squared),
         micro_steps=micro_steps,

@@ -106,6 +106,9 @@ evaluation, wait, cpu, starved; tokens, sum of squared lengths, micro steps, fla
 
 GROUP_MEMBERS_TRUNCATED = 1
 STEP_SKIPPED = 1
+STEP_YARDSTICK_SHIFT = 8
+"""From this bit on a step's flags hold the yardstick in nanoseconds; 0 is *not observed*."""
+STEP_YARDSTICK_NS_MAX = (1 << 24) - 1
 DESCRIPTION_BYTES_MAX = 64
 MEMBERS_TEXT_BYTES_MAX = 388
 IDENTITY_SLOT_BYTES = 8192

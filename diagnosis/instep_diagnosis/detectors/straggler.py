@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from instep_diagnosis.detectors.calibration import calibrated
+from instep_diagnosis.detectors.cores import CoreSpeed, core_speed
 from instep_diagnosis.detectors.faint import find_intermittent
 from instep_diagnosis.detectors.node_or_job import RankNodeFacts, attribute
 from instep_diagnosis.detectors.slowdown import Limits, Slowdown, find_slowdowns
@@ -87,12 +88,19 @@ def _by_channel(job: JobSteps, arrays: StepArrays, settings: StragglerSettings) 
         for slow in find_slowdowns(work_TR, limits, settings):
             if cause is not None and not _is_cause(work_TR, extra_TR, slow, settings):
                 continue
-            if slow.column not in found and _waits_least(arrays, slow, cause):
-                found[slow.column] = _Found(slow, cause or _compute_or_stall(arrays, slow), work_TR)
+            if slow.column in found or not _waits_least(arrays, slow, cause):
+                continue
+            if cause is None and _is_passing_core(job, arrays, slow, settings):
+                continue
+            found[slow.column] = _Found(slow, cause or _compute_or_stall(arrays, slow), work_TR)
     # Where neighbours disturb, single slow steps are theirs.
     if not found and disturbance < settings.disturbance_min:
         faint = find_intermittent(own_TR, settings)
-        found = {s.column: _Found(s, _compute_or_stall(arrays, s), own_TR) for s in faint if _waits_least(arrays, s)}
+        found = {
+            s.column: _Found(s, _compute_or_stall(arrays, s), own_TR)
+            for s in faint
+            if _waits_least(arrays, s) and not _is_passing_core(job, arrays, s, settings)
+        }
     return sorted(found.values(), key=lambda item: -item.slow.ratio)
 
 
@@ -172,6 +180,37 @@ def _compute_or_stall(arrays: StepArrays, slow: Slowdown) -> Cause:
     return Cause.SLOW_COMPUTE if extra_cpu >= 0.5 * extra_own else Cause.SLOW_STALL
 
 
+def _core_of(job: JobSteps, arrays: StepArrays, slow: Slowdown) -> CoreSpeed:
+    """How fast the rank's core was in the stretch; unknown where most of its work is no computing, as of a rank that
+    waits for its GPU."""
+    rows = list(slow.rows)
+    cpu_T, own_T = arrays.cpu_seconds_TR[rows, slow.column], arrays.own_seconds_TR[rows, slow.column]
+    known_T = np.isfinite(cpu_T) & np.isfinite(own_T)
+    if 2.0 * float(cpu_T[known_T].sum()) <= float(own_T[known_T].sum()):
+        return CoreSpeed()
+    return core_speed(job, arrays.ranks[slow.column], {arrays.steps[row] for row in rows})
+
+
+def _is_passing_core(job: JobSteps, arrays: StepArrays, slow: Slowdown, settings: StragglerSettings) -> bool:
+    """Whether the core explains the slowdown and has not been slow for long: neighbours come and go.
+
+    It does where it was as much slower all the time, or where the steps in which it was not are hardly any or hardly
+    slow.
+    """
+    core = _core_of(job, arrays, slow)
+    if core.seconds >= settings.slow_core_seconds_min:
+        return False
+    level = float(np.log(slow.ratio))
+    if core.slowness >= settings.slow_core_share * level:
+        return True
+    rest = [row for row in slow.rows if arrays.steps[row] not in core.slow_steps]
+    if 2 * len(rest) < len(slow.rows):
+        return True
+    own_TR = arrays.own_seconds_TR[rest]
+    excess_T = np.log(own_TR[:, slow.column]) - np.log(peers_median_of(own_TR, slow.column))
+    return float(np.nanmedian(excess_T)) < (1.0 - settings.slow_core_share) * level
+
+
 def _excess(values_TR: Array, column: int) -> float:
     """Median excess of one column over its peers, in seconds a step; NaN where it was not observed."""
     excess_T = values_TR[:, column] - peers_median_of(values_TR, column)
@@ -199,7 +238,11 @@ def _verdict(job: JobSteps, arrays: StepArrays, found: _Found) -> Verdict:
         summary=summary,
         suspects=(Suspect(rank, node, cause=cause, confidence=_confidence(slow)),),
         owner=Owner.UNKNOWN,
-        evidence=(_own_evidence(arrays, found, rank, node), _wait_evidence(arrays, slow, rank, node)),
+        evidence=(
+            _own_evidence(arrays, found, rank, node),
+            _wait_evidence(arrays, slow, rank, node),
+            *_core_evidence(job, arrays, slow, rank, node),
+        ),
         job=job.job,
         run=job.run,
         attempt=job.attempt,
@@ -261,6 +304,16 @@ def _wait_evidence(arrays: StepArrays, slow: Slowdown, rank: int, node: str) -> 
         source="rank-record",
         fields={"wait_seconds": own, "peers_wait_seconds": others},
     )
+
+
+def _core_evidence(job: JobSteps, arrays: StepArrays, slow: Slowdown, rank: int, node: str) -> tuple[Evidence, ...]:
+    """Nothing where the yardstick was not observed."""
+    core = _core_of(job, arrays, slow)
+    if core.slowness == 0.0:
+        return ()
+    times = float(np.exp(core.slowness))
+    text = f"What is the same for all ranks took {times:.2f} times as long on the core of rank {rank}."
+    return (Evidence(text=text, node=node, rank=rank, source="rank-record", fields={"core_ratio": times}),)
 
 
 def _number(value: float) -> float | None:

@@ -23,6 +23,7 @@ from instep_agent.rank_record import (
     record_path,
     report,
 )
+from instep_agent.rank_record.layout import STEP_YARDSTICK_NS_MAX
 from instep_agent.rank_record.members import from_runs, to_runs
 from made_records import new_writer, report_of
 
@@ -154,6 +155,15 @@ def test_steps_are_given_once_and_the_newest_survive_an_overrun(tmp_path):
         assert [step.step for step in reader.read().steps] == list(range(22, 30))
         writer.finish_step(30, 0.5)
         assert [step.step for step in reader.read().steps] == [30]
+
+
+@pytest.mark.parametrize(("written_ns", "said"), [(0, None), (3_500, 3.5e-6), (10**9, STEP_YARDSTICK_NS_MAX * 1e-9)])
+def test_a_step_tells_its_yardstick_beside_its_flags(tmp_path, written_ns, said):
+    writer = new_writer(tmp_path)
+    writer.finish_step(1, 0.5, yardstick_ns=written_ns, is_skipped=True)
+    (step,) = read_record(writer.path).steps
+    assert step.yardstick_seconds == (None if said is None else pytest.approx(said))
+    assert step.is_skipped
 
 
 def test_identity_changes_reach_a_reader_that_is_open(tmp_path):
