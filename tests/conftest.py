@@ -19,19 +19,19 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def new_postgresql_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+def new_postgresql_database() -> Iterator[Callable[[], str]]:
     """A function that gives the URL of an empty database in a real PostgreSQL, started once for all tests."""
     import psycopg
 
     from tests import services
 
-    with services.postgresql(tmp_path_factory.mktemp("postgresql")) as url:
+    with services.postgresql() as server:
 
         def create() -> str:
             name = f"test_{next(_numbers)}"
-            with psycopg.connect(url.replace("+psycopg", "") + "/postgres", autocommit=True) as connection:
+            with psycopg.connect(server.url.replace("+psycopg", "") + "/postgres", autocommit=True) as connection:
                 connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
-            return f"{url}/{name}"
+            return f"{server.url}/{name}"
 
         yield create
 

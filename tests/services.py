@@ -9,12 +9,13 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import pytest
 from instep.local.ports import free_port
@@ -79,24 +80,37 @@ def alertmanager(folder: Path, configuration: str) -> Iterator[str]:
         yield f"http://{address}"
 
 
-@contextmanager
-def postgresql(folder: Path) -> Iterator[str]:
-    """A real PostgreSQL over an empty cluster; gives the URL of its database `postgres` without one's name at the end.
+class Postgresql(NamedTuple):
+    """A PostgreSQL that runs: its URL without a database's name at the end, and the folder it lies in."""
 
-    It refuses to run as root, so then its own user runs it.
+    url: str
+    folder: Path
+
+
+@contextmanager
+def postgresql() -> Iterator[Postgresql]:
+    """A real PostgreSQL over an empty cluster, whose one database is `postgres`.
+
+    It refuses to run as root; then its own user does, in a folder outside pytest's, which are for root's eyes.
     """
     needed("postgresql-15", "pg_createcluster")
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))[-1]
     user = {"user": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
+    with tempfile.TemporaryDirectory(prefix="instep-tests-postgresql-") as name:
+        folder = Path(name)
+        if user:
+            shutil.chown(folder, "postgres")
+        with _postgresql(programs, folder, user) as url:
+            yield Postgresql(url, folder)
+
+
+@contextmanager
+def _postgresql(programs: Path, folder: Path, user: dict[str, Any]) -> Iterator[str]:
     data, port = folder / "data", free_port()
-    if user:
-        shutil.chown(folder, "postgres")
-        folder.chmod(0o711)
-        for parent in folder.parents:
-            if parent.stat().st_mode & 0o001 == 0 and parent.owner() == "root":
-                parent.chmod(parent.stat().st_mode | 0o011)  # pytest's own folders are for root's eyes
     initdb = [programs / "initdb", "-D", data, "-A", "trust", "-U", "instep", "--no-sync", "-E", "UTF8"]
-    subprocess.run([*initdb, "--locale=C.UTF-8"], check=True, capture_output=True, cwd="/", timeout=120, **user)
+    made = subprocess.run([*initdb, "--locale=C.UTF-8"], capture_output=True, text=True, cwd="/", timeout=120, **user)
+    if made.returncode != 0:
+        pytest.fail(f"No cluster of PostgreSQL could be made: {made.stderr[-2000:]}")
     command = [programs / "postgres", "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", folder, "-F"]
     log = folder / "log"
     with log.open("ab") as output:

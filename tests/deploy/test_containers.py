@@ -14,7 +14,7 @@ import pytest
 from tests.deploy.manifests import ROOT, pod
 
 CONTAINERS = sorted((ROOT / "deploy/containers").glob("*.Dockerfile"))
-INSTALL_SECONDS_MAX = 170
+INSTALL_SECONDS_MAX = 500
 UNREACHABLE = re.compile(
     "NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|ProxyError|Connection refused"
 )
@@ -135,6 +135,7 @@ def test_nobody_is_root_but_who_reads_records_of_others(name: str):
 
 
 @pytest.mark.real
+@pytest.mark.timeout(INSTALL_SECONDS_MAX + 100)
 def test_the_agents_installation_is_light_and_works(tmp_path: Path):
     install(ROOT / "deploy/containers/agent.Dockerfile", tmp_path)
     found = packages(tmp_path / "venv")
@@ -153,6 +154,7 @@ def test_the_agents_installation_is_light_and_works(tmp_path: Path):
 
 
 @pytest.mark.real
+@pytest.mark.timeout(INSTALL_SECONDS_MAX + 100)
 def test_the_servers_installation_has_what_its_settings_can_ask_for(tmp_path: Path):
     install(ROOT / "deploy/containers/server.Dockerfile", tmp_path)
     assert not {"torch", "matplotlib", "grafana-client"} & packages(tmp_path / "venv")
@@ -163,6 +165,7 @@ def test_the_servers_installation_has_what_its_settings_can_ask_for(tmp_path: Pa
 
 
 @pytest.mark.real
+@pytest.mark.timeout(INSTALL_SECONDS_MAX + 100)
 def test_the_trainers_installation_can_be_had(tmp_path: Path):
     """Resolved and built in a clean environment, but not unpacked: PyTorch with CUDA is gigabytes."""
     done = install(ROOT / "deploy/containers/trainer.Dockerfile", tmp_path, is_dry=True)

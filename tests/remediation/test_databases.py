@@ -126,11 +126,13 @@ def test_a_database_that_is_not_there_is_named(new_postgresql_database):
 
 
 @pytest.mark.real
-def test_a_server_whose_database_is_started_again_goes_on_and_says_so(tmp_path, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("own-postgresql")
+def test_a_server_whose_database_is_started_again_goes_on_and_says_so(tmp_path):
     state = tmp_path / "state"
     state.mkdir()
-    with services.postgresql(folder) as url, real_server(state, "--database", f"{url}/postgres") as (process, ready):
+    with (
+        services.postgresql() as (url, folder),
+        real_server(state, "--database", f"{url}/postgres") as (process, ready),
+    ):
         assert ready, process.stderr.read()
         job = FakeJob()
         ask(ready, "/control/v1/reports", job.opened())
@@ -145,10 +147,9 @@ def test_a_server_whose_database_is_started_again_goes_on_and_says_so(tmp_path, 
 
 
 @pytest.mark.real
-def test_a_database_that_hangs_is_waited_for_once_and_then_asked_in_the_background(tmp_path_factory, monkeypatch):
+def test_a_database_that_hangs_is_waited_for_once_and_then_asked_in_the_background(monkeypatch):
     monkeypatch.setattr(patience, "ANSWER_SECONDS_MAX", 1.0)
-    folder = tmp_path_factory.mktemp("own-postgresql")
-    with services.postgresql(folder) as url:
+    with services.postgresql() as (url, folder):
         store = Store(f"{url}/postgres")
         hold = Hold(store)
         with stopped(folder):
