@@ -7,6 +7,7 @@ import json
 
 from instep_diagnosis.detectors.step_sums.hypotheses import StepCause
 from instep_diagnosis.detectors.step_sums.judge import StepsVerdict, judge_steps
+from instep_diagnosis.detectors.step_sums.sums import StepSums
 from instep_diagnosis.exit_status import FINE, FOUND
 from instep_diagnosis.files.cases import read_cases
 
@@ -28,11 +29,22 @@ def run(options: argparse.Namespace) -> int:
     for sums in read_cases(options.file):
         verdict = judge_steps(sums)
         is_any = is_any or verdict.cause is not StepCause.HEALTHY
-        print(json.dumps(_fields(verdict), ensure_ascii=False) if options.json else _text(verdict))
+        caveat = _caveat(verdict, sums)
+        print(json.dumps(_fields(verdict, caveat), ensure_ascii=False) if options.json else _text(verdict, caveat))
     return FOUND if is_any else FINE
 
 
-def _fields(verdict: StepsVerdict) -> dict[str, object]:
+def _caveat(verdict: StepsVerdict, sums: StepSums) -> str:
+    """What two ranks cannot say of themselves: neither is the majority."""
+    if verdict.cause is not StepCause.SLOW_WORKER or sums.shape[1] * sums.shape[2] != 2:
+        return ""
+    return (
+        "Of two ranks neither is the majority: that one is slower than the other is sure, that its node is at fault is "
+        "not. While the job runs nobody is named for what was so from the first step on."
+    )
+
+
+def _fields(verdict: StepsVerdict, caveat: str) -> dict[str, object]:
     return {
         "id": verdict.id,
         "cause": verdict.cause.value,
@@ -47,6 +59,7 @@ def _fields(verdict: StepsVerdict) -> dict[str, object]:
         "cost_gpu_hours": round(verdict.cost_gpu_seconds / 3600.0, 6),
         "evidence": verdict.evidence,
         "fix": verdict.fix,
+        "caveat": caveat,
         "ends": list(verdict.ends),
         "uniform_slowdown": round(verdict.uniform_slowdown, 4),
         "also": [
@@ -56,7 +69,7 @@ def _fields(verdict: StepsVerdict) -> dict[str, object]:
     }
 
 
-def _text(verdict: StepsVerdict) -> str:
+def _text(verdict: StepsVerdict, caveat: str) -> str:
     if verdict.cause is StepCause.HEALTHY:
         return f"{verdict.id}: healthy ({verdict.confidence:.2f} sure). {verdict.evidence} {verdict.fix}".rstrip()
     where = "" if verdict.stage is None else f" at stage {verdict.stage}"
@@ -65,5 +78,5 @@ def _text(verdict: StepsVerdict) -> str:
     cost = f"owner {verdict.owner.value}; {verdict.cost_gpu_seconds:.4g} rank-seconds lost"
     return (
         f"{verdict.id}: {verdict.cause.value}{where}, steps {verdict.slowdown:.3f} times as long "
-        f"({verdict.confidence:.2f} sure; {cost}). {verdict.evidence} {verdict.fix}"
-    )
+        f"({verdict.confidence:.2f} sure; {cost}). {verdict.evidence} {verdict.fix} {caveat}"
+    ).rstrip()

@@ -38,6 +38,8 @@ class JobPanel:
     nodes: Sequence[str]
     standby: Sequence[str]
     heat_map: HeatMap | None
+    remark: str = ""
+    """What its ranks show and no incident tells of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

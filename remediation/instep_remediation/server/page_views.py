@@ -9,11 +9,13 @@ from statistics import median
 from typing import Any, TypedDict
 
 from instep_collector.boards import RankBoard
+from instep_collector.judging import job_steps
 from instep_collector.page import IncidentPage, JobPanel, NodePage, Overview, PlanPage
 from instep_collector.page.heat_map import heat_map
 from instep_collector.registry import RunState
 from instep_collector.store import audit, cordons, incidents, nodes, plans, steps
 from instep_collector.store.models import ActionRow, Incident, Node, PlanRow
+from instep_diagnosis.detectors.pair import pair_difference
 from instep_diagnosis.incidents import Family
 from sqlalchemy.orm import Session
 
@@ -81,10 +83,11 @@ def overview(runtime: Runtime, session: Session, browser: BrowserSession | None)
     """Return the first page."""
     now = runtime.clock.monotonic()
     runs = sorted(runtime.registry.runs.values(), key=lambda run: (run.is_finished, now - run.heard_at))
+    slow = {row.run for row in incidents.active(session) if row.family == Family.STRAGGLER}
     settled = incidents.recent(session, limit=RECENT_SHOWN, states=("resolved",))
     return Overview(
         **frame(runtime, session, browser),
-        jobs=[panel(runtime, run, now) for run in runs[:JOBS_SHOWN]],
+        jobs=[panel(runtime, run, now, is_slow_told=run.run in slow) for run in runs[:JOBS_SHOWN]],
         recent=[shown(runtime, row) for row in settled],
         plans=[plan_shown(runtime, session, row) for row in _plans_to_show(runtime, session)],
         nodes=nodes_shown(runtime, session, nodes.nodes(session)),
@@ -270,8 +273,8 @@ def _ranks_on(runtime: Runtime, node: str) -> list[dict[str, Any]]:
     return found
 
 
-def panel(runtime: Runtime, run: RunState, now: float) -> JobPanel:
-    """Return one run as the page shows it."""
+def panel(runtime: Runtime, run: RunState, now: float, *, is_slow_told: bool) -> JobPanel:
+    """Return one run as the page shows it; an incident tells of a slow rank already where `is_slow_told`."""
     board = run.current()
     view = job_view(run, runtime.registry, now)
     recent = [step.wall_seconds for steps_ in board.steps.values() for step in list(steps_)[-STEPS_RECENT:]]
@@ -289,7 +292,14 @@ def panel(runtime: Runtime, run: RunState, now: float) -> JobPanel:
         nodes=sorted(run.nodes()),
         standby=sorted(run.standby),
         heat_map=heat_map(board.steps, {rank: report.node for rank, (report, _) in board.reports.items()}),
+        remark="" if is_slow_told or run.is_finished else _remark(run, board),
     )
+
+
+def _remark(run: RunState, board: RankBoard) -> str:
+    """Return what two ranks differ by where nobody can be named for it."""
+    found = pair_difference(job_steps(run, board)) if run.world_size == 2 else None
+    return "" if found is None else found.words
 
 
 def unknown_ranks(board: RankBoard, runtime: Runtime, now: float) -> list[int]:
