@@ -40,7 +40,7 @@ class RankRecorder:
         self._since_ns = _now()
         self._works: list[tuple[int, Any]] = []
         self._work_seconds = 0.0
-        self._away_starved_ns = 0
+        self._away_starved_ns = self._starved_away_ns = self._yardstick_ns = 0
         self._begin_step(self._since_ns)
 
     # Phases -----------------------------------------------------------------------------------------------------------
