@@ -27,6 +27,13 @@ def test_the_newest_attempt_of_each_run_is_read(node):
     assert list(recorded_ranks(Node("elsewhere", record_root=node.record_root))) == []
 
 
+def test_an_empty_or_oddly_numbered_attempt_hides_no_rank(node):
+    before = {(one.identity.run, one.identity.attempt) for one in recorded_ranks(node)}
+    for name in ("2", "007", "٣", "x"):
+        (node.record_root / "node-a/run" / name).mkdir()
+    assert {(one.identity.run, one.identity.attempt) for one in recorded_ranks(node)} == before
+
+
 def test_a_process_is_the_rank_by_number_start_and_user(node):
     rank, me = next(recorded_ranks(node)), os.getpid()
     assert rank.is_process(me, node)

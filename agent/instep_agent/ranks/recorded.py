@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from itertools import islice
 
 from instep_agent.errors import RankRecordError
-from instep_agent.folders import FOLDER_FLAGS, Folder, names, newest_names
+from instep_agent.folders import FOLDER_FLAGS, newest_names
 from instep_agent.host.processes import is_known_as, owner_of, start_ticks
 from instep_agent.node import Node
 from instep_agent.rank_record.decode import RecordHeader
 from instep_agent.rank_record.identity import RankIdentity
 from instep_agent.rank_record.reader import RecordReader
+from instep_agent.ranks.walk import RUNS_MAX, attempts
 
-RUNS_MAX = 64
-RANKS_MAX = 256
-"""Of one run."""
 RECORDS_MAX = 1024
 """Of all runs together."""
 
@@ -40,7 +38,7 @@ class RecordedRank:
 
 
 def recorded_ranks(node: Node) -> Iterator[RecordedRank]:
-    """Yield the ranks of each run's newest attempt. What is no sound record the source of rank records counts."""
+    """Yield the ranks of each run's newest attempt with any. What is no sound record its own source counts."""
     try:
         root = os.open(node.record_root / node.name, FOLDER_FLAGS)
     except OSError:  # none, or not to be looked into: that too the source of rank records tells
@@ -52,14 +50,11 @@ def recorded_ranks(node: Node) -> Iterator[RecordedRank]:
 
 
 def _recorded(root: int) -> Iterator[RecordedRank]:
-    for run in newest_names(root, RUNS_MAX):
-        with Folder(run, root) as folder:
-            attempts = sorted(filter(str.isdecimal, names(folder, RANKS_MAX)), key=int)
-            with Folder(attempts[-1] if attempts else ".", folder) as attempt:
-                for name in filter(str.isdecimal, names(attempt, RANKS_MAX)):
-                    found = _read(name, attempt)
-                    if found is not None:
-                        yield found
+    for attempt in attempts(root, newest_names(root, RUNS_MAX)):
+        for name in attempt.ranks:
+            found = _read(name, attempt.folder)
+            if found is not None:
+                yield found
 
 
 def _read(name: str, folder: int) -> RecordedRank | None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from instep_agent.errors import Absent, RankRecordError, RecordInvalid, SourceFailed
-from instep_agent.folders import ENTRIES_MAX, FOLDER_FLAGS, NO_FOLDER, Folder, inode, names, newest_names
+from instep_agent.folders import FOLDER_FLAGS, NO_FOLDER, inode, newest_names
 from instep_agent.host.processes import Process
 from instep_agent.metric import gauge
 from instep_agent.node import Node
@@ -18,17 +17,13 @@ from instep_agent.rank_record.identity import RankIdentity
 from instep_agent.rank_record.reader import RecordReader
 from instep_agent.rank_record.report import STALLED_AFTER_SECONDS, report
 from instep_agent.ranks.places import RankTable
+from instep_agent.ranks.walk import RUNS_MAX, attempts
 from instep_agent.wire import RankReport, Sample
 
-_NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
-RUNS_MAX = 64
-RANKS_MAX = 256
 GONE_REPORTED_SECONDS = 120.0
 """So long after its last sign of life a rank whose process is gone is still reported."""
 TURN_SECONDS_MAX = 0.25
 """Records that are not reached within a turn are the first of the next one: reading 8 takes 2 ms."""
-ATTEMPTS_MAX = 8
-"""Of the newest attempts, the first that holds a record is reported: an empty folder hides no rank."""
 REFUSED_RETRY_SECONDS_MAX = 60.0
 """What is no sound record is looked at again after a while, ever more rarely: it may be one that is being created."""
 LIVELY_SECONDS = 0.4
@@ -253,21 +248,17 @@ class RankRecords:
         """Yield the place of every sound record, and open those that are new."""
         seen: set[_Place] = set()
         watched = {place.run for place in self._watched}  # what newer folders there are hides none of them
-        for run in sorted(watched.union(newest_names(root, RUNS_MAX))):
-            path = f"{node.record_root}/{node.name}/{run}"
-            with (opening := Folder(run, root)) as run_folder:
-                self._note_listed(path, run_folder, run, opening.problem)
-                for attempt in _newest_attempts(run_folder):
-                    with (opening := Folder(attempt, run_folder)) as folder:
-                        self._note_listed(f"{path}/{attempt}", folder, run, opening.problem)
-                        ranks = _numbers(folder)[:RANKS_MAX]
-                        for rank in ranks:
-                            place = _Place(run, int(attempt), int(rank), inode(rank, folder))
-                            seen.add(place)
-                            if self._is_open(place, rank, folder, node):
-                                yield place
-                    if ranks or opening.problem:  # an older attempt says nothing of one that cannot be looked into
-                        break
+        base = f"{node.record_root}/{node.name}"
+
+        def note(run: str, attempt: str, folder: int, problem: str) -> None:
+            self._note_listed(f"{base}/{run}/{attempt}" if attempt else f"{base}/{run}", folder, run, problem)
+
+        for run, attempt, folder, ranks in attempts(root, sorted(watched.union(newest_names(root, RUNS_MAX))), note):
+            for rank in ranks:
+                place = _Place(run, int(attempt), int(rank), inode(rank, folder))
+                seen.add(place)
+                if self._is_open(place, rank, folder, node):
+                    yield place
         self._refused = {
             place: refused for place, refused in self._refused.items() if place in seen or place.run in self._closed
         }
@@ -319,12 +310,3 @@ def _check_place(place: _Place, identity: RankIdentity, node: Node) -> None:
             f"The rank record {node.name}/{place.run}/{place.attempt}/{place.rank} says that it is that of "
             f"{identity.node}/{identity.run}/{identity.attempt}/{identity.rank}: it is not believed."
         )
-
-
-def _newest_attempts(run_folder: int) -> list[str]:
-    return _numbers(run_folder)[: -ATTEMPTS_MAX - 1 : -1]
-
-
-def _numbers(folder: int) -> list[str]:
-    """Give the names in an open folder that are numbers as they are written, in their order."""
-    return sorted((name for name in names(folder, ENTRIES_MAX) if _NUMBER.fullmatch(name)), key=int)

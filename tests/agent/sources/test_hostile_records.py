@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from instep_agent.node import Node
 from instep_agent.rank_record import Phase, layout, reader
+from instep_agent.ranks import walk
 from instep_agent.running.runner import Runner
 from instep_agent.sources import rank_records
 from instep_agent.sources.rank_records import RankRecords
@@ -151,12 +152,12 @@ def test_thousands_of_junk_files_hide_no_rank_and_stop_no_source(agent, healthy,
         (healthy.path.parent / str(1000 + number)).write_bytes(b"junk")
         (tmp_path / "node-a" / f"junk-{number}").touch()
     assert agent.go_on(20) == {("run", 0)}
-    assert agent.samples()["instep_rank_records_invalid"] == rank_records.RANKS_MAX - 1
+    assert agent.samples()["instep_rank_records_invalid"] == walk.RANKS_MAX - 1
 
 
 def test_newer_folders_hide_no_rank_that_is_known(agent, healthy, tmp_path):
     assert agent.go_on() == {("run", 0)}
-    for number in range(2 * rank_records.RUNS_MAX):
+    for number in range(2 * walk.RUNS_MAX):
         (tmp_path / f"node-a/newer-{number}").mkdir()
     assert agent.go_on() == {("run", 0)}
 
