@@ -10,7 +10,6 @@ import argparse
 import itertools
 import json
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from instep_agent.benchmarks.scratch import scratch_folder
 from instep_diagnosis.simulation.alarms import healthy_case
 from instep_diagnosis.simulation.fitting import fit, fit_lines
 from instep_diagnosis.simulation.hangs import hang_case
@@ -58,8 +58,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.tick:
         print(*tick_lines(), sep="\n")
         return FINE
-    with tempfile.TemporaryDirectory(prefix="instep-bench-") as folder:
-        journal = Journal((options.resume or Path(folder)) / CASES)
+    with scratch_folder() as folder:
+        journal = Journal((options.resume or folder) / CASES)
         try:
             journal.open()
             _run(journal, options)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from instep_agent.benchmarks.scratch import scratch_folder
 from instep_agent.wire import RankReport, StepReport
 from instep_diagnosis.detectors.hang import localise_hang
 from instep_diagnosis.detectors.stall import Stall, detect_stall
@@ -138,20 +138,20 @@ def real_job(plan: Plan) -> Iterator[RealJob]:
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "300")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([run_rank.__module__])
-    with tempfile.TemporaryDirectory(prefix="instep-paced-", dir="/dev/shm") as name:
+    with scratch_folder("/dev/shm") as folder:
         progress = context.Array("q", len(plan.programs) + 1, lock=False)
         ranks, pipes = [], []
         for rank in range(len(plan.programs)):
             mine, theirs = context.Pipe()
-            process = context.Process(target=run_rank, args=(rank, plan, name, theirs, progress), daemon=True)
+            process = context.Process(target=run_rank, args=(rank, plan, str(folder), theirs, progress), daemon=True)
             process.start()
             theirs.close()
             ranks.append(process)
             pipes.append(mine)
-        records = NodeRecords(Path(name), NODE, RUN)
+        records = NodeRecords(folder, NODE, RUN)
         records.begin(0)
         try:
-            yield RealJob(plan, Path(name), ranks, pipes, progress, records)
+            yield RealJob(plan, folder, ranks, pipes, progress, records)
         finally:
             records.close()
             for process in ranks:
