@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 
 READ_BYTES_MAX = 4096
 """A sysfs file holds at most one page."""
+PARTS_MAX = 256
+"""A file of /proc comes page by page; what would be longer is cut off here."""
 HELD_MAX = 768
 """Descriptors of one source; further files are opened and closed at each reading. 8 HCAs have about 500 counters."""
 NAMES_MAX = 1024
@@ -95,6 +97,18 @@ def text_of(path: str, bytes_max: int = READ_BYTES_MAX) -> str:
         return ""
     finally:
         os.close(descriptor)
+
+
+def whole_text(path: str) -> str:
+    """Give what stands in a file that is read once, to its end. Raise `OSError` as the kernel says it."""
+    parts = [b""]
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while (part := os.read(descriptor, READ_BYTES_MAX)) and len(parts) <= PARTS_MAX:
+            parts.append(part)
+    finally:
+        os.close(descriptor)
+    return b"".join(parts).decode("utf-8", "replace")
 
 
 def number_of(path: str) -> int | None:

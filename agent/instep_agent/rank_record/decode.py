@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from zlib import crc32
 
+from msgspec import Struct
+
 from instep_agent.errors import RecordInvalid, RecordVersionUnknown
 from instep_agent.rank_record import layout
 from instep_agent.rank_record.identity import RankIdentity, decode_identity
@@ -31,8 +33,7 @@ class RecordHeader:
     regions: Regions
 
 
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
+class Heartbeat(Struct, frozen=True):
     """The last sign of life; times in nanoseconds of the node's monotonic clock, None is *not observed*."""
 
     monotonic_ns: int
@@ -54,8 +55,7 @@ class Group:
     members: tuple[int, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Collective:
+class Collective(Struct, frozen=True):
     """One collective, with the marks of its group when it was written; None is *not observed*."""
 
     write: int
@@ -167,7 +167,7 @@ def decode_heartbeat(slot: bytes) -> tuple[int, Heartbeat] | None:
     seq, monotonic, step, micro_step, phase, since, cpu = layout.HEARTBEAT.unpack_from(slot)
     if not 0 <= monotonic < COUNT_MAX or not 0 <= step < COUNT_MAX:
         return None
-    return seq, Heartbeat(monotonic, step, micro_step, _phase(phase), _known(since), _known(cpu))
+    return seq, Heartbeat(monotonic, step, micro_step, _PHASES.get(phase, Phase.unknown), _known(since), _known(cpu))
 
 
 def decode_group(slot: bytes, members_max: int = MEMBERS_MAX) -> Group | None:
@@ -211,8 +211,8 @@ def decode_collective(slot: bytes) -> Collective | None:
         write,
         token,
         group,
-        Op(op) if op in _OPS else Op.unknown,
-        CompletedSource(source) if source in _SOURCES else CompletedSource.unknown,
+        _OPS.get(op, Op.unknown),
+        _SOURCES.get(source, CompletedSource.unknown),
         seq,
         payload_bytes if 0 <= payload_bytes < COUNT_MAX else 0,
         _known(entered),
@@ -252,13 +252,9 @@ def decode_step(slot: bytes) -> tuple[int, StepReport] | None:
     )
 
 
-_OPS = frozenset(Op)
-_SOURCES = frozenset(CompletedSource)
-_PHASES = frozenset(Phase)
-
-
-def _phase(number: int) -> Phase:
-    return Phase(number) if number in _PHASES else Phase.unknown
+_OPS = {op.value: op for op in Op}
+_SOURCES = {source.value: source for source in CompletedSource}
+_PHASES = {phase.value: phase for phase in Phase}
 
 
 def _known(number: int) -> int | None:

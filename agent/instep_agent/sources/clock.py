@@ -6,6 +6,7 @@ import ctypes
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from instep_agent.errors import SourceFailed
 from instep_agent.metric import counter, gauge
@@ -44,11 +45,16 @@ class TimeKeeping:
 def read_timekeeping() -> TimeKeeping:
     """Give it by adjtimex with nothing to change; raise OSError where that is not allowed."""
     timex = _Timex()
-    if ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(timex)) < 0:
+    if _libc().adjtimex(ctypes.byref(timex)) < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     unit_seconds = 1e-9 if timex.status & _NANOSECONDS else 1e-6
     return TimeKeeping(timex.offset * unit_seconds, timex.maxerror * 1e-6, not timex.status & _UNSYNCHRONISED)
+
+
+@lru_cache(maxsize=1)
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 class Clock:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from instep_agent.errors import SourceFailed
+from instep_agent.held_files import whole_text
 from instep_agent.metric import counter, gauge
 from instep_agent.node import Node
 from instep_agent.wire import Sample
 
 _RESOURCES = ("cpu", "memory", "io")
+_OOM_KILLS = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 
 
 class Host:
@@ -35,8 +38,8 @@ class Host:
     def collect(self, node: Node) -> Iterator[Sample]:
         """Yield the samples of one moment. Raise `SourceFailed` when /proc cannot be read."""
         try:
-            load = (node.proc / "loadavg").read_text().split()
-            memory = parse_meminfo((node.proc / "meminfo").read_text())
+            load = whole_text(f"{node.proc}/loadavg").split()
+            memory = parse_meminfo(whole_text(f"{node.proc}/meminfo"))
         except OSError as error:
             raise SourceFailed(
                 f"Cannot read {error.filename} ({error.strerror}): mount the node's /proc read-only into "
@@ -57,7 +60,7 @@ class Host:
 
 def _pressure(node: Node, resource: str) -> Iterator[Sample]:
     try:
-        text = (node.proc / "pressure" / resource).read_text()
+        text = whole_text(f"{node.proc}/pressure/{resource}")
     except OSError:  # PSI is not built in, or turned off: reading then gives "operation not supported"
         return
     for line in text.splitlines():
@@ -75,10 +78,11 @@ def _pressure(node: Node, resource: str) -> Iterator[Sample]:
 def _oom_kills(node: Node) -> float | None:
     """Give how many processes were killed since boot; None where the kernel does not count them."""
     try:
-        lines = (node.proc / "vmstat").read_text().splitlines()
+        text = whole_text(f"{node.proc}/vmstat")
     except OSError:
         return None
-    return next((float(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
+    found = _OOM_KILLS.search(text)
+    return float(found[1]) if found else None
 
 
 def parse_meminfo(text: str) -> dict[str, float]:
