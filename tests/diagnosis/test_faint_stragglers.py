@@ -110,3 +110,26 @@ def test_long_steps_that_fall_on_one_of_the_ranks_by_chance_name_nobody():
     own_TR[::12][np.arange(500), dice.integers(4, size=500)] *= 5.0
     for newest in range(WINDOW, len(own_TR), 12):
         assert blamed(own_TR[max(0, newest - 128) : newest]) == [], newest
+
+
+@pytest.mark.parametrize("silence", [60, 80])
+def test_one_long_step_long_after_a_slowdown_is_not_its_return(silence):
+    """So it was recorded: 10 % for 28 steps, and a hundred steps later one long step of two ranks."""
+    own_TR = own_work(steps=128, noise=0.003)
+    rows = np.arange(4, 24)
+    own_TR[rows, 1] *= np.where(rows % 3 == 0, 1.07, 1.13)
+    own_TR[rows[-1] + silence, 1:3] *= 1.5
+    newest = rows[-1] + silence + 1
+    ongoing = [v for v in detect_stragglers(job_steps(own_TR[:newest])) if v.is_ongoing]
+    assert ongoing == []
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_fault_that_comes_and_goes_may_be_silent_for_a_while(seed):
+    own_TR = own_work(steps=100, noise=0.006, seed=seed)
+    rng = np.random.default_rng(seed)
+    acts = np.flatnonzero(rng.random(28) < 0.3)
+    own_TR[72, 1] *= 1.4
+    own_TR[72 + acts, 1] *= 1.4
+    names = [v.suspects[0].rank for v in detect_stragglers(job_steps(own_TR)) if v.is_ongoing]
+    assert names == [1]

@@ -20,6 +20,8 @@ _RARE_CHANCE = 1e-5
 than this."""
 _SILENCE_MAX = 4.0
 """A fault that still goes on is silent for so many of its mean gaps once in e⁴ = 55 times."""
+_OVER_MIN = 12.0
+"""One that was silent for so many was over: what comes then is something else."""
 
 Hits = npt.NDArray[np.bool_]
 
@@ -82,7 +84,7 @@ def intermittent(hits_TR: Hits, x_T: Array, column: int, settings: StragglerSett
         return None
     for place, first in enumerate(rows[: rows.size - settings.hits_min + 1]):
         chosen = rows[place:]
-        if not _is_now_and_then(hits_TR[first:], chosen, settings):
+        if _was_over(chosen, settings) or not _is_now_and_then(hits_TR[first:], chosen, settings):
             continue
         evidence = _evidence(hits_TR, column, int(first)) / _mean_run(hits_TR)
         lost = float(np.clip(x_T[chosen], 0.0, 0.7).sum())
@@ -98,6 +100,13 @@ def _is_now_and_then(hits_TR: Hits, rows: npt.NDArray[np.intp], settings: Stragg
     is_short = rows.size <= settings.hit_run_steps_max * runs
     is_often = rows.size >= settings.hit_rate_min * length
     return runs >= 2 and (is_often or is_rare) and is_short and length >= settings.run_steps_min
+
+
+def _was_over(rows: npt.NDArray[np.intp], settings: StragglerSettings) -> bool:
+    """Whether a fault ended between two of the slow steps: they came far oftener before. A single long step later is
+    not its return."""
+    rates = np.arange(1, rows.size) / (rows[:-1] - rows[0] + 1)
+    return bool((np.diff(rows) * rates > _OVER_MIN)[settings.hits_min - 1 :].any())
 
 
 def chance_of(own: int, whole: int, ranks: int) -> float:
