@@ -112,6 +112,11 @@ class GpuHealth:
         _note_asked(node, frame.events)
         return () if columns is None else _said(node, frame, columns)
 
+    def expect_asked(self, node: str, boot_id: str, gpu: str) -> None:
+        """Know that a GPU's driver asks for something, of which no frame told this server."""
+        if node in self._nodes or len(self._nodes) < NODES_MAX:
+            _keep_asked(self._nodes.setdefault(node, NodeHealth(boot_id)), gpu, is_asked=True)
+
     def _columns_of(self, dictionary: Dictionary) -> Columns:
         found = self._columns.get(dictionary.hash)
         if found is None:

@@ -143,6 +143,12 @@ class Intake:
         """
         self._deliveries.expect(node, boot_id, booted_at, now=self._clock.monotonic())
 
+    def expect_asked(self, node: str, boot_id: str, gpu: str) -> None:
+        """Know that a GPU's driver (UUID, else index) asked for something before this server was started: a reading
+        then tells when it asks for nothing any more.
+        """
+        self._health.expect_asked(node, boot_id, gpu)
+
     def replay(self) -> int:
         """Apply what the journal still holds of the last minutes; returns how many records. Receipt times are kept.
 

@@ -55,6 +55,12 @@ def is_stop_by(row: Incident, node: str) -> bool:
     return is_fault and node in {suspect.get("node") for suspect in verdict.get("suspects", ())}
 
 
+def faulty_nodes(row: Incident) -> set[str]:
+    """Return the nodes that a verdict names for a fault of a device; none where it names no fault."""
+    verdict = row.verdict or {}
+    return {str(one.get("node")) for one in verdict.get("suspects", ())} if verdict.get("fault_class") else set()
+
+
 def latched_nodes(row: Incident) -> set[str]:
     """Return the nodes with a fault that stays until somebody mends it, as an incident tells; none of another kind."""
     if row.family != Family.GPU_FAULT:

@@ -318,3 +318,24 @@ def test_a_gpu_that_is_missing_because_it_was_lost_is_a_part_of_that_incident(tm
             assert incident["summary"].startswith("Xid 79")
 
     play(story)
+
+
+@pytest.mark.parametrize(("asked", "read"), [(1, 0.0), (1, 1.0), (0, 0.0)])
+def test_a_server_that_starts_again_hears_that_a_reset_is_over_and_takes_silence_for_none(tmp_path, asked, read):
+    """The agent was stopped for the reset, and the server for itself: no event tells of it, the reading does. A driver
+    that never asked for anything says nothing with its 0."""
+
+    async def story():
+        async with server(tmp_path) as bench:
+            node = Node(bench)
+            events = (node.job.xid(text=XID_95), *((asks(node, asked, 2),) if asked else ()))
+            await node.says({gpu(ASKED): float(asked)}, *events, seconds=12)
+            assert [row["state"] for row in await of_all(bench)] == ["open"]
+        bench.clock.move(7200.0)
+        async with server(tmp_path, bench.clock) as bench:
+            node.bench, node.up = bench, node.up + 7200.0
+            await node.says({gpu(ASKED): read}, seconds=10)
+            (incident,) = await of_all(bench)
+            assert incident["state"] == ("resolved" if asked and read == 0.0 else "open")
+
+    play(story)

@@ -12,6 +12,8 @@ from sqlalchemy.orm import Session
 
 from instep_collector.store.models import EventRow, Node
 
+ASKED_MAX = 1000
+"""What drivers of one node asked for, newest first, that is looked at."""
 DRILLS_MAX = 1000
 """Beginnings and ends of drills that are looked at."""
 
@@ -63,6 +65,16 @@ def events(session: Session, *, node: str | None = None, limit: int = 200) -> Se
     """Return recent events, newest first."""
     query = select(EventRow).order_by(EventRow.received_at.desc()).limit(limit)
     return session.scalars(query if node is None else query.where(EventRow.node == node)).all()
+
+
+def asking(session: Session, node: Node) -> set[str]:
+    """Return the GPUs of a node (UUID, else index) whose drivers asked for something last, since it was booted."""
+    query = select(EventRow).where(EventRow.node == node.node, EventRow.kind == "gpu_recovery")
+    query = query.where(EventRow.is_drill.is_(False), EventRow.received_at >= (node.booted_at or 0.0))
+    newest: dict[str, str] = {}
+    for row in session.scalars(query.order_by(EventRow.received_at.desc(), EventRow.realtime.desc()).limit(ASKED_MAX)):
+        newest.setdefault(row.fields.get("uuid") or row.fields.get("gpu", ""), row.fields.get("action", "0"))
+    return {gpu for gpu, action in newest.items() if gpu and action != "0"}
 
 
 def drills(session: Session, *, node: str | None = None, after: float) -> Sequence[EventRow]:

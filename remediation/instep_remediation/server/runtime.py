@@ -29,6 +29,7 @@ from instep_collector.store.hold import Hold
 from instep_collector.tokens import Principal, TokenBook, admin_entry, read_or_make_token, read_token
 from instep_collector.watch import Watch, WatchSettings
 from instep_diagnosis.settings import HangSettings
+from sqlalchemy.orm import Session
 
 from instep_remediation.aftermath import Aftermath
 from instep_remediation.alerts.alertmanager import Alertmanagers
@@ -45,6 +46,7 @@ from instep_remediation.node_orders import NodeOrders
 from instep_remediation.orders import OrderHub
 from instep_remediation.plan_rows import ACTOR
 from instep_remediation.policy import Policy
+from instep_remediation.repairs import faulty_nodes
 from instep_remediation.runner import PlanRunner
 from instep_remediation.server.config import HangConfig, ServerConfig
 from instep_remediation.server.sessions import ONLOOKER, Sessions
@@ -262,6 +264,15 @@ class Runtime:
                     at=now - max(0.0, realtime - node.last_seen_at),
                     booted_at=booted_at,
                 )
+            self._expect_asked(session)
+
+    def _expect_asked(self, session: Session) -> None:
+        """Know what drivers asked for on nodes with a fault: a reset while this server was away ends it."""
+        for name in sorted({node for row in incidents.active(session) for node in faulty_nodes(row)}):
+            node = nodes.get(session, name)
+            if node is not None:
+                for gpu in nodes.asking(session, node):
+                    self.intake.expect_asked(name, node.boot_id, gpu)
 
 
 def check_executor(policy: Policy, nodes: NodeExecutor) -> None:
