@@ -108,8 +108,9 @@ class StragglerSettings:
     """So long: bursts of eight steps at 1.2 to 1.5 times the work were seen on healthy ranks."""
     disturbed_ratio_min: float = 1.15
     """Smallest slowdown named there."""
-    slow_core_share: float = 0.5
-    """Where the rank's core explains this share of its slowdown (as a logarithm), nobody is named …"""
+    slow_core_share: float = 0.75
+    """Where the rank's core explains this share of its slowdown (as a logarithm), nobody is named, …: of 20 % it is
+    three standard deviations of the yardstick over 20 steps on sound cores."""
     slow_core_seconds_min: float = 60.0
     """… before it lasted so long: neighbours that come and go were seen to make a core 1.6 times as slow for seconds.
     A core that stays slow is its node's fault."""

@@ -208,7 +208,7 @@ def _is_passing_core(job: JobSteps, arrays: StepArrays, slow: Slowdown, settings
         return True
     own_TR = arrays.own_seconds_TR[rest]
     excess_T = np.log(own_TR[:, slow.column]) - np.log(peers_median_of(own_TR, slow.column))
-    return float(np.nanmedian(excess_T)) < (1.0 - settings.slow_core_share) * level
+    return float(np.nanmedian(excess_T)) < 0.5 * level
 
 
 def _excess(values_TR: Array, column: int) -> float:
