@@ -29,6 +29,8 @@ class Finding:
     """False where nothing is seen to wait."""
     is_tied: bool = False
     """The culprit is among those named, and nothing tells which."""
+    is_by_absence: bool = False
+    """Nothing speaks against those named but that they left no evidence."""
     waiting: tuple[int, ...] = ()
     group: str = ""
     members: tuple[int, ...] = ()

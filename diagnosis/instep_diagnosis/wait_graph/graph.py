@@ -19,6 +19,11 @@ ROOTED_OPS = ("broadcast", "reduce", "gather", "scatter")
 """Operations that one rank may complete before all have entered."""
 
 
+def is_rooted(op: str, group: Group) -> bool:
+    """Whether one member may complete such an operation before all have entered it."""
+    return group.is_transfer or (op.startswith(ROOTED_OPS) and not op.startswith("reduce_scatter"))
+
+
 @dataclass(slots=True)
 class OpenOp:
     """One operation that somebody has entered and not completed."""
@@ -40,7 +45,7 @@ class OpenOp:
     @property
     def is_rooted(self) -> bool:
         """Whether completion by one member says nothing about the others."""
-        return self.group.is_transfer or (self.op.startswith(ROOTED_OPS) and not self.op.startswith("reduce_scatter"))
+        return is_rooted(self.op, self.group)
 
     @property
     def is_together(self) -> bool:

@@ -7,10 +7,11 @@ something new, and that accuses nobody.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from math import inf
 
-from instep_diagnosis.detectors.confidence import BY_HABIT, confidence
+from instep_diagnosis.detectors.confidence import BY_HABIT, LOCALISED_WEAKLY, confidence
 from instep_diagnosis.detectors.habits import HISTORY_CALLS_MAX, RANKS_COMPARED_MAX, surprise
 from instep_diagnosis.detectors.words import ranks_words
 from instep_diagnosis.verdict import Cause, StuckAt
@@ -34,16 +35,17 @@ SURPRISE_MIN = 2
 SURPRISE_ALONE_MIN = 5
 """The same where nothing else disputes the call, unless so many are not on record: a ring that holds less than a step
 makes for runs of 3."""
-EARLY_RATIO = 0.7
+EARLY_RATIO, USUAL_RATIO = 0.7, 0.9
 EARLY_SAMPLES_MIN = 12
-"""A call is too early that follows the one before within this share of the least time it ever took, of so many."""
+"""A call is too early that follows the one before within the first share of the least time it ever took, of so many;
+from the second on it is as usual, and between them it may be either."""
 _OF_CALLS = (Cause.SKIPPED_COLLECTIVE, Cause.MISMATCHED_COLLECTIVE)
 
 
 def told_by_habit(history: History, graph: WaitGraph, found: Finding) -> Finding:
     """The finding, or the one rank's or side's whose habit is broken where the finding is a tie or names nobody."""
-    if (found.is_tied or not found.culprits) and (early := _too_early(history, graph)):
-        return early
+    if found.is_tied or not found.culprits or _may_hide_a_transfer(history, found):
+        found = _too_early(history, graph, found) or found
     if not found.culprits and found.is_hang:
         return _alone(history, graph, found) or found
     if not found.is_tied or found.cause not in _OF_CALLS:
@@ -92,7 +94,8 @@ def _beside_silence(history: History, graph: WaitGraph, known: RankHistory) -> F
 
 
 def _alone(history: History, graph: WaitGraph, found: Finding | None) -> Finding | None:
-    odd = _odd([one for one in history.ranks.values() if one.calls])
+    known = [one for one in history.ranks.values() if one.calls]
+    odd = _odd(known) if 2 * len(known) > len(history.world) else ()
     if len(odd) != 1 or not _is_surprising(history.ranks[odd[0]], is_beside_silence=bool(history.silent)):
         return None
     never = "never called so before, and the others did nothing new"
@@ -109,13 +112,21 @@ def _alone(history: History, graph: WaitGraph, found: Finding | None) -> Finding
     return placed(finding, ops[0] if ops else None, graph)
 
 
-def _too_early(history: History, graph: WaitGraph) -> Finding | None:
+def _may_hide_a_transfer(history: History, found: Finding) -> bool:
+    """Whether those blamed for not calling may wait in a transfer that is not on record, for the one who called."""
+    blamed = [history.ranks[rank] for rank in found.culprits if rank in history.ranks]
+    return found.cause not in _OF_CALLS and any(one.has_hidden_transfers or one.has_idle_groups for one in blamed)
+
+
+def _too_early(history: History, graph: WaitGraph, found: Finding) -> Finding | None:
     """The one rank that waits in a call that it made far sooner after the one before than ever: one too many, or the
-    next one with something left out. Of gloo's ranks alone, whose hosts do not run ahead."""
-    found = [one.rank for one in history.ranks.values() if one.rank in graph.waits and _is_early(one)]
-    if len(found) != 1:
-        return None
-    (rank,) = found
+    next one with something left out. Where it is not far sooner, and nobody else waits, it is one of a tie. Of gloo's
+    ranks alone, whose hosts do not run ahead."""
+    haste = {one.rank: _haste(one) for one in history.ranks.values() if one.rank in graph.waits}
+    early = [rank for rank, ratio in haste.items() if ratio < EARLY_RATIO]
+    if len(early) != 1:
+        return _doubted(history, found, haste) if len(haste) == 1 and found.culprits else None
+    (rank,) = early
     op = graph.ops[graph.waits[rank][0]]
     finding = Finding(
         culprits=(rank,),
@@ -131,10 +142,30 @@ def _too_early(history: History, graph: WaitGraph) -> Finding | None:
     return placed(finding, op, graph)
 
 
-def _is_early(one: RankHistory) -> bool:
+def _doubted(history: History, found: Finding, haste: Mapping[int, float]) -> Finding | None:
+    """The finding with the one rank that waits in the tie, where its call came sooner than ever."""
+    ((rank, ratio),) = haste.items()
+    if ratio >= USUAL_RATIO or rank in found.culprits:
+        return None
+    tied = tuple(sorted({*found.culprits, rank}))
+    strength = confidence(LOCALISED_WEAKLY, 0.0, known_share=known_share(history), tied=len(tied))
+    words = f"Rank {rank} called sooner after the call before than it ever did, and may have made one too many."
+    return replace(
+        found,
+        culprits=tied,
+        verdict=f"{found.verdict} {words}",
+        confidence=round(strength, 3),
+        is_tied=True,
+        waiting=(),
+    )
+
+
+def _haste(one: RankHistory) -> float:
+    """The time between a rank's last two calls by the least it ever was between such calls; large where that is not
+    known."""
     calls = one.calls
     if one.has_device or len(calls) < EARLY_SAMPLES_MIN or not all(call.created_ns for call in calls[-2:]):
-        return False
+        return inf
     kinds = _in_short(one)
     past = [
         calls[place].created_ns - calls[place - 1].created_ns
@@ -142,7 +173,7 @@ def _is_early(one: RankHistory) -> bool:
         if (kinds[place - 1], kinds[place]) == (kinds[-2], kinds[-1])
     ]
     last = calls[-1].created_ns - calls[-2].created_ns
-    return len(past) >= EARLY_SAMPLES_MIN and last < EARLY_RATIO * min(past)
+    return last / max(1, min(past)) if len(past) >= EARLY_SAMPLES_MIN else inf
 
 
 def _odd(known: Iterable[RankHistory]) -> tuple[int, ...]:

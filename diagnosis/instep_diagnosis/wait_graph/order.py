@@ -10,8 +10,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from instep_diagnosis.wait_graph.finding import group_words
-from instep_diagnosis.wait_graph.graph import OpenOp, OpKey, WaitGraph
-from instep_diagnosis.wait_graph.history import Call, Group, History
+from instep_diagnosis.wait_graph.graph import OpenOp, OpKey, WaitGraph, is_rooted
+from instep_diagnosis.wait_graph.history import Call, Group, History, Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,21 @@ def _entered_later(history: History, graph: WaitGraph, op: OpenOp) -> dict[OpKey
         for call in calls[places[0] + 1 :] if places else ():
             if call.group != own[0] and not history.groups[call.group].is_transfer:
                 found[call.group, call.seq].append(rank)
+    return found
+
+
+def seen_past(history: History, graph: WaitGraph, op: OpenOp) -> set[int]:
+    """Ranks without evidence of this operation that took part in a later one: a member that waits in it called the
+    later one after it, and that one has completed, which takes all who are in it. Streams of a device run beside one
+    another, so that this can be; the rank is then in the operation too, or left it out, and not absent."""
+    missing = set(op.unseen)
+    found: set[int] = set()
+    for rank in op.waiting if missing else ():
+        calls = history.ranks[rank].calls if graph.is_ordered[rank] else ()
+        places = [place for place, call in enumerate(calls) if (call.group, call.seq) == (op.group.key, op.seq)]
+        for call in calls[places[0] + 1 :] if places else ():
+            if call.progress is Progress.COMPLETED and not is_rooted(call.op, history.groups[call.group]):
+                found |= missing.intersection(history.groups[call.group].members)
     return found
 
 

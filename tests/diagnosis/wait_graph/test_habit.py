@@ -139,3 +139,14 @@ def test_without_times_nothing_is_too_early():
     dumps = pipeline_of_gloo(stages=4, guilty=1, gap_ns=1)
     timeless = [replace(dump, entries=tuple(replace(e, created_ns=0) for e in dump.entries)) for dump in dumps]
     assert localise(assemble(dict(enumerate(timeless)))).culprits == (0, 2, 3)
+
+
+@pytest.mark.parametrize("guilty", range(2))
+def test_of_two_stages_the_one_that_called_too_early_is_named_and_not_the_one_it_waits_for(guilty):
+    early = pipeline_of_gloo(stages=2, guilty=guilty, gap_ns=STEP_NS // 4)
+    assert localise(assemble(dict(enumerate(early)))).culprits == (guilty,)
+    # Its twins: where it is not so clear both are tied, and in its usual time the call accuses the other.
+    doubtful = localise(assemble(dict(enumerate(pipeline_of_gloo(stages=2, guilty=guilty, gap_ns=STEP_NS * 4 // 5)))))
+    assert (doubtful.culprits, doubtful.is_tied) == ((0, 1), True)
+    usual = localise(assemble(dict(enumerate(pipeline_of_gloo(stages=2, guilty=guilty, gap_ns=STEP_NS)))))
+    assert (usual.culprits, usual.is_tied) == ((1 - guilty,), False)
