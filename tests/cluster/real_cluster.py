@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from kubernetes import client, config
 
+from tests.cluster.api_server.budgets import budget_spec
 from tests.cluster.api_server.kinds import BY_NAME, CLUSTER, Kind
 from tests.cluster.api_server.plane import owner_of, running
 
@@ -158,10 +159,7 @@ class RealCluster:
         max_unavailable: int | str | None = None,
     ) -> Object:
         """A disruption budget, once the cluster has looked at it."""
-        limits = {"minAvailable": min_available, "maxUnavailable": max_unavailable}
-        spec = {key: value for key, value in limits.items() if value is not None} | {
-            "selector": {"matchLabels": labels}
-        }
+        spec = budget_spec(labels, min_available, max_unavailable)
         about = {"name": name, "namespace": namespace}
         self.create({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": about, "spec": spec})
         self.wait_until(

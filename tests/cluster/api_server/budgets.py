@@ -20,6 +20,12 @@ CONTROLLERS = {
 }
 
 
+def budget_spec(labels: dict[str, str], min_available: int | str | None, max_unavailable: int | str | None) -> Object:
+    """What a budget over the pods with these labels asks for."""
+    limits = {"minAvailable": min_available, "maxUnavailable": max_unavailable}
+    return {key: value for key, value in limits.items() if value is not None} | {"selector": {"matchLabels": labels}}
+
+
 def is_ready(pod: Object) -> bool:
     """Whether its Ready condition is True."""
     conditions = pod.get("status", {}).get("conditions") or []

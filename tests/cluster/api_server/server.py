@@ -19,7 +19,7 @@ import yaml
 
 from tests.cluster.api_server.access import EVERYBODY, MASTERS, Access, Call, User
 from tests.cluster.api_server.application import Application
-from tests.cluster.api_server.budgets import BUDGETS, Budgets
+from tests.cluster.api_server.budgets import BUDGETS, Budgets, budget_spec
 from tests.cluster.api_server.errors import Object
 from tests.cluster.api_server.faults import Fault, Faults
 from tests.cluster.api_server.handlers import Handlers
@@ -318,10 +318,7 @@ class ApiServer:
         max_unavailable: int | str | None = None,
     ) -> Object:
         """A disruption budget over the pods with these labels."""
-        limits = {"minAvailable": min_available, "maxUnavailable": max_unavailable}
-        spec = {key: value for key, value in limits.items() if value is not None} | {
-            "selector": {"matchLabels": labels}
-        }
+        spec = budget_spec(labels, min_available, max_unavailable)
         self.resources.create(BY_STORAGE[BUDGETS], namespace, {"metadata": {"name": name}, "spec": spec}, TEST)
         return self.get("PodDisruptionBudget", name, namespace)
 
