@@ -41,8 +41,8 @@ WITNESSES_MIN = 2
 ABSENT_SURE_MAX = 0.85
 """Of single ranks named for their absence in simulated jobs that lost files by chance too, 88 % of 244 were right."""
 _EITHER = (
-    "Were its evidence only lost, and the rank in the operation with the others, all else would look the same: it is then "
-    "the device or the network, and nobody. See whether its process lives."
+    "Were its evidence only lost, and the rank in the operation with the others, all else would look the same: then it "
+    "is the device or the network, and nobody. See whether its process lives."
 )
 _HIDDEN = "gloo's recorder lists no sends and receives: a rank with nothing outstanding may wait in one for another."
 _FROZEN = frozenset({Cause.STOPPED, Cause.DEAD, Cause.UNINTERRUPTIBLE})

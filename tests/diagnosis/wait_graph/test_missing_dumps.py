@@ -52,7 +52,7 @@ def test_one_lost_dump_that_all_wait_for_is_named_and_what_else_it_could_be_is_s
     waiting = dump(BOTH, (WORLD, 2, CALLED))
     finding = judged(waiting, waiting, None, waiting)
     assert (finding.culprits, finding.is_tied) == ((2,), False)
-    assert any("Were the file only lost" in line for line in finding.evidence)
+    assert any("Were its evidence only lost" in line for line in finding.evidence)
 
 
 def test_beside_another_lost_dump_one_wait_accuses_nobody_and_says_where_to_look_first():
