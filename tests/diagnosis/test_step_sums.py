@@ -294,7 +294,7 @@ def test_the_command_prints_one_line_a_case(tmp_path, capsys, name):
     assert slow["cost_gpu_hours"] == pytest.approx(slow["cost_gpu_seconds"] / 3600, abs=1e-6)
     assert set(slow) == {
         "id", "cause", "stage", "dp", "slowdown", "confidence", "rank", "owner", "onset_step", "cost_gpu_seconds",
-        "cost_gpu_hours", "evidence", "fix", "ends", "uniform_slowdown", "also",
+        "cost_gpu_hours", "evidence", "fix", "ends", "uniform_slowdown", "also", "caveat",
     }  # fmt: skip
     assert 0.5 <= slow["confidence"] <= 1.0
     assert (healthy["cause"], healthy["slowdown"], healthy["stage"]) == ("healthy", 1.0, None)

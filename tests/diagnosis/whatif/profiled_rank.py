@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 WORLD_SIZE = 2
 WIDTH = 256
-EXTRA_PRODUCTS = 150
+EXTRA_PRODUCTS = 450
 
 
 class Net(torch.nn.Module):
