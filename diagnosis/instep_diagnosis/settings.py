@@ -96,7 +96,7 @@ class StragglerSettings:
     """Share of that rise by which a healthy rank's level may wander."""
     rise_steps_min: int = 12
     """A rise must last so long."""
-    disturbed_offset_ratio: float = 0.06
+    disturbed_offset_ratio: float = 0.04
     """Ranks that compute on cores that others want too come apart by so much for seconds: the clock of their CPU time
     runs on while a neighbour slows the core. It is allowed for in proportion to the CPU time in their work and …"""
     disturbed_starved_share: float = 0.02

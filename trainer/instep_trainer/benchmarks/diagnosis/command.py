@@ -82,7 +82,14 @@ def _parser() -> argparse.ArgumentParser:
         "--keep-dumps", type=Path, default=None, metavar="DIR", help="keep the dumps of real hangs there"
     )
     parser.add_argument(
-        "--stragglers", type=int, default=8, metavar="N", help="episodes of real jobs, slow or healthy (default 8)"
+        "--stragglers",
+        type=int,
+        default=8,
+        metavar="N",
+        help="episodes of real paced jobs, slow or healthy (default 8)",
+    )
+    parser.add_argument(
+        "--computing", type=int, default=None, metavar="N", help="episodes of jobs that compute (default half as many)"
     )
     parser.add_argument(
         "--work-seconds", type=float, default=None, metavar="S", help="work of a paced step (default 0.2)"
@@ -152,7 +159,8 @@ def _run(journal: Journal, options: argparse.Namespace) -> None:
     _healthy_hours(journal, options, end)
     _hang_campaign(journal, options, end)
     _stragglers(journal, "paced", options.stragglers, options, end)
-    _stragglers(journal, "cpu", options.stragglers // 2, options, end)
+    computing = options.stragglers // 2 if options.computing is None else options.computing
+    _stragglers(journal, "cpu", computing, options, end)
 
 
 def _one_after_another(
