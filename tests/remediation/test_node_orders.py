@@ -77,6 +77,15 @@ async def alarm(bench, job):
     raise AssertionError("no alarm")
 
 
+async def asked(bench, agents, node):
+    """A job whose stall was put to the agents, as its supervisors are silent, and the order that a node's agent has."""
+    job = FakeJob()
+    await begin(bench, job)
+    await alarm(bench, job)
+    await bench.tick(1.1)
+    return job, await agents.order(node)
+
+
 async def verdict_of(bench):
     (incident,) = await bench.incidents("open", "resolved")
     return incident["verdict"], incident["latencies"]["alarm_to_verdict_seconds"]
@@ -197,11 +206,7 @@ def test_an_agent_that_never_answers_delays_the_verdict_by_its_bound_only(tmp_pa
 def test_the_supervisors_evidence_wins_when_both_come(tmp_path, is_agent_first):
     async def story():
         async with server(tmp_path) as bench, Agents(bench) as agents:
-            job = FakeJob()
-            await begin(bench, job)
-            await alarm(bench, job)
-            await bench.tick(1.1)
-            order = await agents.order("node-b")
+            job, order = await asked(bench, agents, "node-b")
             of_rank_2 = [report for report in job.stuck(2, 4.5) if report.rank == 2]
             told = job.dump(order["id"], of_rank_2)
             told["body"]["dumps"][0]["stacks"] = msgspec.to_builtins(stacks("seen_by_the_supervisor"))
@@ -259,11 +264,7 @@ def test_an_agent_speaks_for_its_own_node_and_only_when_asked(tmp_path):
 def test_a_rank_that_is_known_on_another_node_is_not_taken_from_it(tmp_path):
     async def story():
         async with server(tmp_path) as bench, Agents(bench) as agents:
-            job = FakeJob()
-            await begin(bench, job)
-            await alarm(bench, job)
-            await bench.tick(1.1)
-            order = await agents.order("node-a")
+            job, order = await asked(bench, agents, "node-a")
             claimed = tuple(RankDump(report=job.rank(rank, node="node-a"), stacks=stacks("claimed")) for rank in (0, 2))
             assert (await agents.send(answer(job, order, "node-a", dumps=claimed))).status_code == 200
             assert list(bench.runtime.registry.runs["run-1"].current().dumps) == [0]
@@ -274,11 +275,7 @@ def test_a_rank_that_is_known_on_another_node_is_not_taken_from_it(tmp_path):
 def test_an_answer_after_the_deadline_is_refused(tmp_path):
     async def story():
         async with server(tmp_path) as bench, Agents(bench) as agents:
-            job = FakeJob()
-            await begin(bench, job)
-            await alarm(bench, job)
-            await bench.tick(1.1)
-            order = await agents.order("node-a")
+            job, order = await asked(bench, agents, "node-a")
             bench.clock.move(order["deadline_seconds"] + 0.1)
             assert (await agents.send(answer(job, order, "node-a"))).status_code == 409
             query = {"node": "node-a", "wait_seconds": 0}
@@ -290,11 +287,7 @@ def test_an_answer_after_the_deadline_is_refused(tmp_path):
 def test_a_number_counts_only_in_the_life_of_the_server_that_gave_it(tmp_path):
     async def story():
         async with server(tmp_path) as bench, Agents(bench) as agents:
-            job = FakeJob()
-            await begin(bench, job)
-            await alarm(bench, job)
-            await bench.tick(1.1)
-            order = await agents.order("node-a")
+            _, order = await asked(bench, agents, "node-a")
             query = {"node": "node-a", "wait_seconds": 0, "after": order["id"], "epoch": "another server's"}
             listed = (await bench.client.get("/control/v1/node-orders", params=query)).json()
             assert [one["id"] for one in listed["orders"]] == [order["id"]]
